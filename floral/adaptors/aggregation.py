@@ -52,8 +52,9 @@ def svd_factors(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Param
     """Return, for every layer, the factors A and B whose product B A is closest to the weighted mean of the clients'
     products.
 
-    The mean product is Σ_k weight_k B_k A_k over the clients k. Let U S Vᵀ be its singular value decomposition, cut to
-    the adaptor's rank. The factors are A = D Vᵀ and B = U S D⁻¹ with D = max(1, √S).
+    The mean product is Σ_k weight_k B_k A_k over the clients k, without the scale of the adaptors. Let U S Vᵀ be its
+    singular value decomposition, cut to the adaptor's rank. The factors are A = D Vᵀ and B = U S D⁻¹ with
+    D = max(1, √S).
 
     If a singular value is above 1, both factors get its square root, so that one learning rate suits both. If it is
     below 1, it goes to B alone, because B learns nothing while A is near zero.
@@ -73,7 +74,7 @@ def svd_factors(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Param
         old = layer_params(mean, layer)
         if "A" not in old:
             continue  # This is a norm layer, whose mean is exact.
-        change = exact[f"{layer}.weight"]
+        change = exact[f"{layer}.weight"] / adaptor.scale
         change = change.mT if isinstance(adaptor, EmbeddingAdaptor) else change.flatten(1)
         try:
             u, s, v = torch.linalg.svd(change, full_matrices=False)

@@ -7,7 +7,7 @@ separately to the layer's input and added to the layer's output.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -15,14 +15,15 @@ from torch import Tensor
 
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.embedding import EmbeddingAdaptor
-from floral.adaptors.factors import without_mean
+from floral.adaptors.factors import scaled, stack, without_mean
 from floral.adaptors.linear import LinearAdaptor
 from floral.adaptors.norm import NormAdaptor, moved
-from floral.core.spec import Noise, Params, Predict, Problem, Refused, View
+from floral.core.spec import Adapted, Noise, Params, Predict, Problem, Refused, View
 from floral.core.streams import Stream
 from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Linear, layer_params
 from floral.nn.model import Model, gets_adaptor
 from floral.nn.norms import NORMS
+from floral.nn.small_layers import Dropout
 
 Adaptor = LinearAdaptor | ConvAdaptor | EmbeddingAdaptor | NormAdaptor
 
@@ -42,11 +43,35 @@ class Adaptors:
 
     "cheaper" chooses for each layer the way with fewer multiply-adds.
     """
+    dropout: Mapping[str, Dropout] = field(default_factory=dict)
+    """Adapted layer → dropout of the adaptors' input in this layer. The layer itself gets its input unchanged.
+
+    All adaptors of a mixture have the same random numbers. With dropout, adaptors are applied separately in training.
+    Embeddings have no dropout, because their inputs are token ids."""
 
     def init(self, stream: Stream) -> Params:
         """Return the initial parameters of one adaptor, without the axis C of a mixture."""
         parts = {layer: adaptor.init(stream.of(layer)) for layer, adaptor in self.by_layer.items()}
         return {f"{layer}.{key}": value for layer, params in parts.items() for key, value in params.items()}
+
+    @property
+    def noise(self) -> dict[str, tuple[int | str, ...]]:
+        """The shapes of the random inputs of a training pass: those of the model, and of the adaptors' dropout."""
+        of_adaptors = {noise_name(name): ("batch", *self.dropout[name].shape) for name in self._dropped}
+        return {**self.model.noise, **of_adaptors}
+
+    @property
+    def _dropped(self) -> list[str]:
+        """The adapted layers whose adaptors have dropout."""
+        return [name for name in self.by_layer if name in self.dropout]
+
+    def dropped(self, name: str, x: Tensor, noise: Noise | None) -> Tensor:
+        """Return the input x of the adaptor of a layer after dropout; x itself in evaluation, or without dropout."""
+        if noise is None or name not in self.dropout:
+            return x
+        uniform = noise[noise_name(name)]
+        # A model may have cut off padding that all samples share.
+        return self.dropout[name](x, uniform[tuple(slice(0, side) for side in x.shape)])
 
     def statistics(self) -> Params:
         """Return the initial running statistics of one adaptor, named <layer>.<mean|variance>.
@@ -59,8 +84,9 @@ class Adaptors:
     def products(self, mixture: Params, route: Tensor) -> Params:
         """Return how a mixture of C adaptors changes the parameters of the base model, as <layer>.<weight|bias>.
 
-        `route` [C] holds the weights of the adaptors in the mixture. A weight matrix of the base changes by Σ_c route_c
-        B_c A_c, and a bias by Σ_c route_c b_c, where B_c, A_c and b_c are the parameters of adaptor c.
+        `route` [C] holds the weights of the adaptors in the mixture. A weight matrix of the base changes by s Σ_c
+        route_c B_c A_c, and a bias by s Σ_c route_c b_c, where B_c, A_c and b_c are the parameters of adaptor c, and s
+        is the scale of the layer's adaptors.
         """
         changes = {
             layer: adaptor.merged(layer_params(mixture, layer), route) for layer, adaptor in self.by_layer.items()
@@ -139,6 +165,8 @@ class Adaptors:
                 return adaptor.merged_in_evaluation(
                     factors, weights, layer_params(running or {}, name), layer_params(statistics, name)
                 ), None
+            if noise is not None and name in self.dropout and not isinstance(adaptor, NormAdaptor):
+                return None, adaptor.unmerged(factors, weights, self.dropped(name, x, noise))
             if isinstance(adaptor, NormAdaptor) or self.merges(adaptor, x.shape, len(weights)):
                 if name not in merged:
                     merged[name] = adaptor.merged(factors, weights)
@@ -176,6 +204,38 @@ class Adaptors:
             return logits, {"statistics": statistics} if statistics else {}
 
         return predict
+
+    def summed(self, *added: tuple[str, ...], base: tuple[str, ...] = ("base",)) -> Adapted:
+        """Return a function that gives the base and the sum of several adaptors, as one adaptor.
+
+        The arguments are those of `predictor`, which predicts with the same sum.
+        """
+
+        def adapted(view: View) -> tuple[Params, Mapping[str, Params]]:
+            adaptors = [merge_groups(view, groups) for groups in added]
+            mixture = {name: torch.stack([adaptor[name] for adaptor in adaptors]) for name in adaptors[0]}
+            first = next(iter(mixture.values()))
+            return merge_groups(view, base), self.one_adaptor(mixture, first.new_ones(len(adaptors)))
+
+        return adapted
+
+    def one_adaptor(self, mixture: Params, route: Tensor) -> dict[str, Params]:
+        """Return a mixture of C adaptors of rank R as one adaptor of rank C·R per layer, with the scale 1.
+
+        `route` holds the mixture weights, as in `__call__`. The result maps a layer to its factors A and B and its
+        bias, as in `spec.Adapted`.
+        """
+        order = list(self.by_layer)
+        layers: dict[str, Params] = {}
+        for name, adaptor in self.by_layer.items():
+            factors, weights = layer_params(mixture, name), route if route.dim() == 1 else route[order.index(name)]
+            if isinstance(adaptor, NormAdaptor):
+                layers[name] = adaptor.merged(factors, weights)
+                continue
+            weights = scaled(weights, adaptor.scale)
+            down, up = stack(factors, weights)
+            layers[name] = {"A": down, "B": up} | ({"bias": weights @ factors["bias"]} if "bias" in factors else {})
+        return layers
 
     def without(self, *layers: str) -> Adaptors:
         """Return the adaptors of all layers except the named ones.
@@ -241,8 +301,12 @@ class Adaptors:
                 f"the forward pass calls the layer {skipped[0]} only sometimes; call the same layers in each pass, or "
                 "leave this layer out of `adapt`"
             )
+
+        def merges(name: str) -> bool:
+            return name not in self.dropout and self.merges(self.by_layer[name], inputs[name], clusters)
+
         added = sum(
-            adaptor.multiply_adds(inputs[name], clusters)[0 if self.merges(adaptor, inputs[name], clusters) else 1]
+            adaptor.multiply_adds(inputs[name], clusters)[0 if merges(name) else 1]
             for name, adaptor in self.by_layer.items()
         )
         return 1 + added / self.model.multiply_adds(shape, batch)
@@ -259,6 +323,11 @@ class Adaptors:
         return changed
 
 
+def noise_name(layer: str) -> str:
+    """Return the name of the random inputs for the dropout of a layer's adaptors."""
+    return f"{layer}.adaptor_dropout"
+
+
 def subtract_mean(mixture: Params) -> Params:
     """Subtract the mean of the C adaptors of a normalisation layer from each of them, and return the results."""
     return {name: value - value.mean(0) for name, value in mixture.items()}
@@ -267,6 +336,21 @@ def subtract_mean(mixture: Params) -> Params:
 def merge_groups(view: View, groups: tuple[str, ...]) -> Params:
     """Return the parameters of several groups of parameters in one dictionary."""
     return {name: value for group in groups for name, value in view[group].items()}
+
+
+def joined(first: Mapping[str, Params], second: Mapping[str, Params]) -> dict[str, Params]:
+    """Return the sum of two adaptors as one adaptor, whose rank is the sum of the two ranks.
+
+    The adaptors map a layer to its factors and its bias, as the result of `Adaptors.one_adaptor`.
+    """
+    axes = {"A": 0, "B": 1}
+    return {
+        layer: {
+            key: torch.cat([value, second[layer][key]], axes[key]) if key in axes else value + second[layer][key]
+            for key, value in params.items()
+        }
+        for layer, params in first.items()
+    }
 
 
 def factor(adaptor: Params, which: Literal["A", "B"]) -> Params:
@@ -283,6 +367,8 @@ def attach(
     conv_rank: str = "elements",
     conv_preconditioner: str = "matrix",
     application: str = "cheaper",
+    alpha: float | str = "rank",
+    start: str = "floral",
 ) -> Adaptors:
     """Attach an adaptor to each linear layer, embedding and convolution of a model (arXiv 2410.03497).
 
@@ -293,6 +379,9 @@ def attach(
 
     If a layer has a bias, `bias` says with which bias its adaptor starts: None (no bias), "zero" or "uniform".
 
+    `alpha` divided by the rank is the scale of the adaptors (see `factors.scale_of`). `start` says how the factors A
+    start (see `factors.start_a`).
+
     Raises:
         Refused: the model has no layer that can be adapted.
     """
@@ -302,11 +391,13 @@ def attach(
             continue
         match layer:
             case Linear() if layer.tied is None:
-                by_layer[name] = LinearAdaptor.of(layer, rank, bias)
+                by_layer[name] = LinearAdaptor.of(layer, rank, bias, alpha, start)
             case Embedding():
-                by_layer[name] = EmbeddingAdaptor.of(layer, rank)
+                by_layer[name] = EmbeddingAdaptor.of(layer, rank, alpha, start)
             case Conv2d() | ConvTranspose2d() if convolution != "none":
-                by_layer[name] = ConvAdaptor.of(layer, rank, bias, convolution, conv_rank, conv_preconditioner)
+                by_layer[name] = ConvAdaptor.of(
+                    layer, rank, bias, convolution, conv_rank, conv_preconditioner, alpha, start
+                )
     if not by_layer and model.adapted is not None:
         adaptable = "linear layer or embedding" if convolution == "none" else "linear layer, embedding or convolution"
         raise Refused(
@@ -325,10 +416,20 @@ def adaptors_of(
     bias: bool = True,
     convolution: str = "balanced_2d",
     application: str = "cheaper",
+    alpha: float | str = "rank",
+    dropout: float = 0.0,
+    start: str = "floral",
 ) -> Adaptors:
-    """Return the task's model with a low-rank adaptor on every layer that can have one."""
+    """Return the task's model with a low-rank adaptor on every layer that can have one.
+
+    `dropout` is the probability with which a training pass sets an entry of an adaptor's input to 0. The other entries
+    are divided by 1 - dropout.
+
+    Raises:
+        Refused: the model has no layer that can be adapted, or the adaptors cannot have dropout.
+    """
     # `problem.switches` decide where the adaptors follow the published code, and where its errors are corrected.
-    return attach(
+    adaptors = attach(
         problem.build_model(),
         rank=rank,
         bias=problem.switches["bias_init"] if bias else None,
@@ -336,4 +437,39 @@ def adaptors_of(
         conv_rank=problem.switches["conv_rank"],
         conv_preconditioner=problem.switches["conv_preconditioner"],
         application=application,
+        alpha=alpha,
+        start=start,
     )
+    return adaptors if dropout == 0 else with_dropout(adaptors, dropout, problem.shape)
+
+
+def with_dropout(adaptors: Adaptors, rate: float, shape: tuple[int, ...]) -> Adaptors:
+    """Return the adaptors with dropout of their inputs, for samples of this shape.
+
+    Raises:
+        Refused: adaptors are merged into the weights, the model mixes the samples of a batch, or the input of an
+            adapted layer has no first axis of samples.
+    """
+    if adaptors.application == "merged":
+        raise Refused(
+            f"`dropout: {rate}` needs adaptors that are applied separately, but `application` is merged; set "
+            "`application: cheaper`"
+        )
+    if adaptors.model.mixes:
+        raise Refused(
+            f"`dropout: {rate}` cannot be used with a module that mixes the samples of a batch; set `dropout: 0`"
+        )
+    samples = next(count for count in range(2, len(shape) + 3) if count not in shape)
+    inputs = adaptors.model.input_shapes(shape, samples)
+    dropout: dict[str, Dropout] = {}
+    for name, adaptor in adaptors.by_layer.items():
+        if not isinstance(adaptor, LinearAdaptor | ConvAdaptor):
+            continue
+        first, *rest = inputs[name]
+        if first != samples:
+            raise Refused(
+                f"`dropout: {rate}` needs samples on the first axis, but the input of the layer {name} has the shape "
+                f"{list(inputs[name])} for {samples} samples; leave this layer out of `adapt`, or set `dropout: 0`"
+            )
+        dropout[name] = Dropout(tuple(rest), rate)
+    return replace(adaptors, dropout=dropout)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from floral.adaptors.factors import EPSILON, resolve, solve, stack, start_bias
+from floral.adaptors.factors import EPSILON, resolve, scale_of, scaled, solve, stack, start_a, start_bias
 from floral.core.spec import Params
 from floral.core.streams import Stream
 from floral.nn import products
@@ -43,6 +43,10 @@ class ConvAdaptor:
     """Fan-in of A, for its initialisation."""
     preconditioner: str = "matrix"
     """How `precondition` changes the gradients of A and B: "matrix" or "scalar"."""
+    scale: float = 1.0
+    """s = alpha/rank, by which the adaptor's change of the layer is multiplied."""
+    start: str = "floral"
+    """Initial values of A, see `start_a`."""
 
     @classmethod
     def of(
@@ -53,6 +57,8 @@ class ConvAdaptor:
         method: str,
         rank_of: str,
         preconditioner: str = "matrix",
+        alpha: float | str = "rank",
+        start: str = "floral",
     ) -> ConvAdaptor:
         """Build the adaptor of `layer`; `method` says how the kernel is split between A and B (see `factor_kernels`).
 
@@ -64,13 +70,13 @@ class ConvAdaptor:
         size_a, size_b = (2, 2) if rank_of == "dimensions" else (math.prod(kernel_a), math.prod(kernel_b))
         inputs, outputs = layer.inputs // layer.groups * size_a, layer.outputs // layer.groups * size_b
         resolved, bias = resolve(rank, inputs, outputs), bias if layer.bias else None
-        return cls(layer, kernel_a, kernel_b, resolved, bias, inputs, preconditioner)
+        scale = scale_of(alpha, resolved)
+        return cls(layer, kernel_a, kernel_b, resolved, bias, inputs, preconditioner, scale, start)
 
     def init(self, stream: Stream) -> Params:
-        """Return the initial parameters: A is uniform between ±sqrt(6/fan_in), and B is 0."""
-        bound = math.sqrt(6 / self.fan_in)
+        """Return the initial parameters: A is random (see `start_a`), and B is 0."""
         params = {
-            "A": stream.uniform("A", (self.rank, self.layer.inputs, *self.kernel_a), -bound, bound),
+            "A": start_a(self.start, stream, (self.rank, self.layer.inputs, *self.kernel_a), self.fan_in),
             "B": torch.zeros(self.layer.outputs, self.rank, *self.kernel_b),
         }
         return params | start_bias(self.bias, stream, self.layer.outputs, self.rank * math.prod(self.kernel_b))
@@ -78,8 +84,9 @@ class ConvAdaptor:
     def merged(self, mixture: Params, route: Tensor) -> Params:
         """Return what the mixture of C adaptors adds to the layer's kernel and bias.
 
-        The kernels of the adaptors and their biases are summed with the mixture weights `route` [C].
+        The kernels of the adaptors and their biases are summed with the mixture weights `route` [C], times the scale s.
         """
+        route = scaled(route, self.scale)
         down, up = stack(mixture, route)
         up, down = expand_to_kernel(up, down)
         groups = self.layer.groups
@@ -99,6 +106,7 @@ class ConvAdaptor:
 
         The C adaptors of rank R are applied as one adaptor of rank C·R.
         """
+        route = scaled(route, self.scale)
         bias = route @ mixture["bias"] if self.bias else None
         of_a, of_b = self._windows()
         if of_a.transposed or of_a.groups > 1:

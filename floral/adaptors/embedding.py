@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from floral.adaptors.factors import resolve, stack
+from floral.adaptors.factors import resolve, scale_of, scaled, stack
 from floral.core.spec import Params
 from floral.core.streams import Stream
 from floral.nn import products
@@ -31,24 +31,37 @@ class EmbeddingAdaptor:
     vocabulary: int
     features: int
     rank: int
+    scale: float = 1.0
+    """s = alpha/rank, by which the adaptor's change of the layer is multiplied."""
+    start: str = "floral"
+    """Initial values of A: "gaussian", or any other word for standard normal ones."""
 
     @classmethod
-    def of(cls, layer: Embedding, rank: float | str) -> EmbeddingAdaptor:
-        return cls(layer.vocabulary, layer.features, resolve(rank, layer.vocabulary, layer.features))
+    def of(
+        cls, layer: Embedding, rank: float | str, alpha: float | str = "rank", start: str = "floral"
+    ) -> EmbeddingAdaptor:
+        resolved = resolve(rank, layer.vocabulary, layer.features)
+        return cls(layer.vocabulary, layer.features, resolved, scale_of(alpha, resolved), start)
 
     def init(self, stream: Stream) -> Params:
-        """Return the initial parameters: A is standard normal, and B is 0."""
+        """Return the initial parameters: A is normal, with standard deviation 1/R if `start` is "gaussian", else 1.
+
+        B is 0. In the package peft, the B of an embedding is normal and A is 0. Here B is 0 in all layers, because
+        methods that train only B, or restart it at 0, would otherwise never change the embedding.
+        """
+        deviation = 1 / self.rank if self.start == "gaussian" else 1.0
         return {
-            "A": stream.normal("A", (self.rank, self.vocabulary)),
+            "A": stream.normal("A", (self.rank, self.vocabulary), deviation),
             "B": torch.zeros(self.features, self.rank),
         }
 
     def merged(self, mixture: Params, route: Tensor) -> Params:
         """Return what the mixture of C adaptors adds to the layer's weight [vocabulary, features].
 
-        The change is (Σ_c π_c B_c A_c)ᵀ, where `route` holds the mixture weights π. It is computed as one product of
+        The change is s (Σ_c π_c B_c A_c)ᵀ, where `route` holds the mixture weights π. It is computed as one product of
         rank C·R.
         """
+        route = scaled(route, self.scale)
         down, up = stack(mixture, route)
         return {"weight": (up @ down).mT}
 
@@ -57,6 +70,7 @@ class EmbeddingAdaptor:
 
         The C adaptors of rank R are applied as one adaptor of rank C·R. `route` [C] holds the mixture weights.
         """
+        route = scaled(route, self.scale)
         hidden = F.embedding(x.long(), mixture["A"].flatten(0, 1).mT)
         hidden = (hidden.unflatten(-1, (len(route), -1)) * route[:, None]).flatten(-2)
         return products.linear(hidden, mixture["B"], stacked="inputs")

@@ -50,6 +50,47 @@ def resolve(rank: float | str, inputs: int, outputs: int) -> int:
     return min(side, round(rank))
 
 
+def scale_of(alpha: float | str, rank: int) -> float:
+    """Return alpha/rank, by which the product B A and the bias of an adaptor of this rank are multiplied.
+
+    The result is 1 if `alpha` is "rank".
+
+    Source: arXiv 2106.09685, section 4.1.
+
+    Raises:
+        Refused: `alpha` is not positive.
+    """
+    if isinstance(alpha, str):
+        return 1.0
+    if alpha <= 0:
+        raise Refused(f"`alpha: {alpha}` is not positive; set a positive number, or `rank` for the scale 1")
+    return alpha / rank
+
+
+def scaled(route: Tensor, scale: float) -> Tensor:
+    """Return the mixture weights multiplied by the scale of the adaptors."""
+    return route if scale == 1 else route * scale
+
+
+def start_a(kind: str, stream: Stream, shape: tuple[int, ...], fan_in: int) -> Tensor:
+    """Return the initial values of a factor A with the given shape [R, ...].
+
+    - "floral": uniform between ±sqrt(6/fan_in), as in the published code of arXiv 2410.03497.
+    - "kaiming": uniform between ±1/sqrt(fan_in). This is the default of the package peft: Kaiming's rule with a = √5.
+    - "gaussian": normal with standard deviation 1/R, as with `init_lora_weights="gaussian"` of the package peft.
+    """
+    match kind:
+        case "floral":
+            bound = math.sqrt(6 / fan_in)
+        case "kaiming":
+            bound = 1 / math.sqrt(fan_in)
+        case "gaussian":
+            return stream.normal("A", shape, 1 / shape[0])
+        case _:
+            raise Refused(f"`start: {kind}` is unknown; use floral, kaiming or gaussian")
+    return stream.uniform("A", shape, -bound, bound)
+
+
 def stack(mixture: Params, route: Tensor) -> tuple[Tensor, Tensor]:
     """Return C adaptors of rank R as one adaptor of rank C·R: A [C·R, inputs, ...] and B [outputs, C·R, ...].
 

@@ -1,17 +1,16 @@
-"""Low-rank adaptor of a linear layer, which adds B A x + b to the layer's output (arXiv 2106.09685).
+"""Low-rank adaptor of a linear layer, which adds s·(B A x + b) to the layer's output (arXiv 2106.09685).
 
 A weighted sum of several such adaptors is described in arXiv 2410.03497.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from floral.adaptors.factors import resolve, solve, stack, start_bias
+from floral.adaptors.factors import resolve, scale_of, scaled, solve, stack, start_a, start_bias
 from floral.core.spec import Params
 from floral.core.streams import Stream
 from floral.nn import products
@@ -35,20 +34,31 @@ class LinearAdaptor:
     """Start of the bias: None (no bias), "zero" or "uniform"."""
     steps: int = 1
     """How often one forward pass applies the layer."""
+    scale: float = 1.0
+    """s = alpha/rank, by which the adaptor's change of the layer is multiplied."""
+    start: str = "floral"
+    """Initial values of A, see `start_a`."""
 
     @classmethod
-    def of(cls, layer: Linear, rank: float | str, bias: str | None) -> LinearAdaptor:
+    def of(
+        cls,
+        layer: Linear,
+        rank: float | str,
+        bias: str | None,
+        alpha: float | str = "rank",
+        start: str = "floral",
+    ) -> LinearAdaptor:
         resolved = resolve(rank, layer.inputs, layer.outputs)
-        return cls(layer.inputs, layer.outputs, resolved, bias if layer.bias else None, layer.steps)
+        bias = bias if layer.bias else None
+        return cls(layer.inputs, layer.outputs, resolved, bias, layer.steps, scale_of(alpha, resolved), start)
 
     def init(self, stream: Stream) -> Params:
-        """Return the initial parameters: A is uniform between ±sqrt(6/inputs), and B is 0.
+        """Return the initial parameters: A is random (see `start_a`), and B is 0.
 
         So the adaptor changes nothing at first, unless its bias starts with uniform values, as in the published code.
         """
-        bound = math.sqrt(6 / self.inputs)
         params = {
-            "A": stream.uniform("A", (self.rank, self.inputs), -bound, bound),
+            "A": start_a(self.start, stream, (self.rank, self.inputs), self.inputs),
             "B": torch.zeros(self.outputs, self.rank),
         }
         return params | start_bias(self.bias, stream, self.outputs, fan_in=self.rank)
@@ -56,9 +66,10 @@ class LinearAdaptor:
     def merged(self, mixture: Params, route: Tensor) -> Params:
         """Return what the mixture of C adaptors adds to the layer's weight and bias.
 
-        `route` holds the mixture weights π. The weight changes by Σ_c π_c B_c A_c, computed as one product of rank C·R.
-        The bias changes by Σ_c π_c b_c.
+        `route` holds the mixture weights π. The weight changes by s Σ_c π_c B_c A_c, computed as one product of rank
+        C·R. The bias changes by s Σ_c π_c b_c.
         """
+        route = scaled(route, self.scale)
         down, up = stack(mixture, route)
         change = {"weight": up @ down}
         if self.bias:
@@ -70,6 +81,7 @@ class LinearAdaptor:
 
         The C adaptors of rank R are applied as one adaptor of rank C·R. `route` [C] holds the mixture weights.
         """
+        route = scaled(route, self.scale)
         hidden = products.linear(x, mixture["A"], stacked="outputs")
         hidden = (hidden.unflatten(-1, (len(route), -1)) * route[:, None]).flatten(-2)
         bias = route @ mixture["bias"] if self.bias else None
@@ -91,7 +103,7 @@ class LinearAdaptor:
         """Multiply the gradient of each factor by the inverse of the other factor's Gram matrix, for each cluster.
 
         The gradients become (BᵀB + εI)⁻¹ gA and gB (AAᵀ + εI)⁻¹. Here gA and gB are the gradients of A and B, and ε is
-        a small constant that makes the inverse exist.
+        a small constant that makes the inverse exist. The Gram matrices leave out the scale s.
 
         Source: arXiv 2410.03497, preconditioned LoRA.
         """

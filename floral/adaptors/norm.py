@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class NormAdaptor:
 
     features: int
     own_statistics: bool = False
+    scale: ClassVar[float] = 1.0
+    """The scale alpha/rank of low-rank adaptors does not apply, because this adaptor has no rank."""
 
     @classmethod
     def of(cls, layer: BatchNorm | GroupNorm | LayerNorm, *, own_statistics: bool) -> NormAdaptor:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from floral.config.reading import ConfigError
 from floral.config.run import Run
-from floral.engine.evaluate import predict, prediction_view
-from floral.engine.state import State
-from floral.stages.assemble import build_simulation
+from floral.core.spec import Method, View
+from floral.engine.evaluate import prediction_view
+from floral.engine.state import State, client_view
+from floral.nn.model import Model
+from floral.stages.assemble import build_simulation, make_problem
 
 
 class TrainedModel:
@@ -24,6 +26,7 @@ class TrainedModel:
     entry per client on the first axis, and those of a CLUSTERED group one per cluster.
     """
 
+    run: Run
     tensors: dict[str, Tensor]
 
     def __init__(self, run: Run, folder: Path, results: Path) -> None:
@@ -34,8 +37,9 @@ class TrainedModel:
         """
         if run.task.noop:
             raise ConfigError(f"model: a run of the task {run.task.name!r} trains no model; choose another run")
-        self._simulation, data = build_simulation(run, results, torch.device("cpu"))
-        self._shape = data.shape
+        self.run, self._results = run, results
+        self._simulation, self._data = build_simulation(run, results, torch.device("cpu"))
+        self._shape = self._data.shape
         self.tensors = _tensors(folder / "model.safetensors")
         self._state = State.of({f"value/{name}": tensor for name, tensor in self.tensors.items()})
 
@@ -43,6 +47,28 @@ class TrainedModel:
     def clients(self) -> int:
         """The number of clients."""
         return self._simulation.data.clients
+
+    @property
+    def method(self) -> Method:
+        """The method of the run."""
+        return self._simulation.method
+
+    def build_model(self) -> Model:
+        """Return the task's model, with its initial values."""
+        return make_problem(self.run, self._data, torch.device("cpu"), torch.float32, self._results).build_model()
+
+    def view(self, client: int) -> View:
+        """Return the values with which a client predicts: parameter group → name → tensor, without a client axis.
+
+        Raises:
+            ConfigError: there is no such client.
+        """
+        if client not in range(self.clients):
+            raise ConfigError(f"client: {client!r} is no client; give a number from 0 to {self.clients - 1}")
+        data, clients = self._simulation.data, torch.tensor([client])
+        with torch.no_grad():
+            pools = data.pool_of_client[clients]
+            return client_view(*prediction_view(self.method, self._state, data.train, pools, clients, False))
 
     def predict(self, x: Any, client: int) -> Tensor:
         """Return the outputs [N, outputs] of a client's model for inputs x [N, …]: logits, or regression values.
@@ -53,20 +79,15 @@ class TrainedModel:
         Raises:
             ConfigError: there is no such client, or x has a wrong shape.
         """
-        if client not in range(self.clients):
-            raise ConfigError(f"predict: client: {client!r} is no client; give a number from 0 to {self.clients - 1}")
+        view = self.view(client)
         inputs = torch.from_numpy(np.ascontiguousarray(x)) if not isinstance(x, Tensor) else x
         if tuple(inputs.shape[1:]) != self._shape:
             raise ConfigError(
                 f"predict: x: has the shape {list(inputs.shape)}, but the model needs [N, "
                 f"{', '.join(map(str, self._shape))}]; give a batch of inputs"
             )
-        data = self._simulation.data
-        clients = torch.tensor([client])
         with torch.no_grad():
-            method, pools = self._simulation.method, data.pool_of_client[clients]
-            values = prediction_view(method, self._state, data.train, pools, clients, False)
-            return predict(method, *values, data.test.decode(inputs)[None], False)[0]
+            return self.method.predict(view, self._simulation.data.test.decode(inputs), None, None)[0]
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -304,6 +304,23 @@ def show(arguments: Namespace, settings: Settings) -> None:
     show(arguments.run, settings.results)
 
 
+def export(arguments: Namespace, settings: Settings) -> None:
+    """Write the adaptor of a client as an adapter of peft."""
+    from floral.api.peft import export_peft
+    from floral.api.trained import TrainedModel
+    from floral.cli.show import find
+    from floral.runs.outdated import stored_run
+    from floral.runs.state import is_finished
+
+    folder = find(arguments.run, settings.results)
+    run = stored_run(folder) if is_finished(folder) else None
+    if run is None:
+        raise ConfigError(f"{folder}: this run is not finished, or of another version; train it first")
+    results = folder.absolute().parents[3]  # the run is <results>/train/<task>/<variant>/<seed and hash>
+    for path in export_peft(TrainedModel(run, folder, results), arguments.client, arguments.peft):
+        print(path)
+
+
 def forget(arguments: Namespace, settings: Settings) -> None:
     from floral.cli.forget import forget
 

@@ -107,6 +107,10 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("suite", metavar="SUITE")
     show = command("show", commands.show, "print one run: configuration, result, curves, costs, log, and why it failed")
     show.add_argument("run", type=Path, metavar="RUN", help="the folder of the run, or its name task/variant/seed<k>")
+    export = command("export", commands.export, "write the LoRA adaptor of a client, for the package peft")
+    export.add_argument("run", type=Path, metavar="RUN", help="the folder of the run, or its name task/variant/seed<k>")
+    export.add_argument("--client", type=_natural, required=True, help="the number of the client, from 0 on")
+    export.add_argument("--peft", type=Path, required=True, metavar="DIR", help="the new folder of the adapter")
     merge = command(
         "merge", commands.merge, "check finished runs of other machines and copy them into the results folder"
     )

@@ -145,6 +145,13 @@ Objective = Callable[[View, View, Batch, Noise], tuple[Tensor, View]]
 Assign = Callable[[View, Batch], View]
 """(view, all training samples) → values of one client that replace those of the view."""
 
+Adapted = Callable[[View], tuple[Params, Mapping[str, Params]]]
+"""View of one client → (base, adaptors), if the client predicts with one low-rank adaptor in each adapted layer.
+
+The base holds the parameters of the model that are not constant. `adaptors` maps a layer to its factors A [R, inputs,
+…] and B [outputs, R, …], and to a bias [outputs] if there is one. The layer adds B A x + bias. A normalisation layer
+has a change of its weight and bias instead."""
+
 AfterTraining = Callable[[View, View, Batch], View]
 """(view, received view, all training samples) → values of one client that replace those of the view."""
 
@@ -329,6 +336,10 @@ class Method:
     replace groups (a fine-tuned copy of the model) or add groups that only `predict` reads (stored features). A client
     without samples gets a mask that is False everywhere. Costs do not count it. Phases with a prediction of their own,
     or a `loss`, train without these values."""
+
+    adapted: Adapted | None = None
+    """The base and the adaptors with which a client predicts, for export. None: the method has no adaptors, or weighs
+    them for each sample."""
 
     # clusters, server, cost
     routing: Routing = Routing()

@@ -32,12 +32,13 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
             ),
         },
         predict=adaptors.predictor(("shared",), ("private",)),
+        adapted=adaptors.summed(("shared",), ("private",)),
         phases=phases_with_warmup(
             Phase(train=("base", "shared", "private")),
             warmup_phase=fedavg_phase(adaptors.model),
             base=base,
             warmup=warmup,
         ),
-        noise=adaptors.model.noise,
+        noise=adaptors.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=2)),
     )

@@ -11,7 +11,18 @@ from floral.nn.layers import Embedding, layer_params
 from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup, repeated_start
 
 
-def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, base: str, warmup: float) -> Method:
+def build(
+    problem: Problem,
+    *,
+    rank: float | str,
+    bias: bool,
+    convolution: str,
+    base: str,
+    warmup: float,
+    alpha: float | str = "rank",
+    dropout: float = 0.0,
+    start: str = "floral",
+) -> Method:
     """FedALT: for each sample, a private gate mixes the client's own adaptor with the mean of the other clients'
     adaptors.
 
@@ -29,11 +40,13 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
 
     The options `base` and `warmup` are as in `fedit`.
     """
-    adaptors = adaptors_of(problem, rank=rank, bias=bias, convolution=convolution)
+    adaptors = adaptors_of(
+        problem, rank=rank, bias=bias, convolution=convolution, alpha=alpha, dropout=dropout, start=start
+    )
     embeddings = [name for name, layer in adaptors.model.layers.items() if isinstance(layer, Embedding)]
     adaptors = adaptors.without(*embeddings)  # a mixer needs numeric inputs, but token ids are names
     stream, clients = Stream(problem.seed, "adaptors"), problem.clients
-    start = adaptors.init(stream)
+    first = adaptors.init(stream)
     full_weight = torch.ones(1, dtype=problem.dtype, device=problem.device)
 
     def predict(view, x, noise, mask):
@@ -41,8 +54,9 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
             part = adaptors.by_layer.get(name)
             if not isinstance(part, LinearAdaptor | ConvAdaptor):
                 return None, None
+            z = adaptors.dropped(name, x, noise)
             outputs = [
-                part.unmerged({key: t[None] for key, t in layer_params(view[group], name).items()}, full_weight, x)
+                part.unmerged({key: t[None] for key, t in layer_params(view[group], name).items()}, full_weight, z)
                 for group in ("own", "rest")
             ]
             images = x.dim() == 4
@@ -61,15 +75,15 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
     def mean_of_all(served):
         return {"mean": {name: t.mean(0) for name, t in served.before["own"].items()}}
 
-    mixers = {name: torch.zeros(2, start[f"{name}.A"].shape[1]) for name in adaptors.by_layer}
-    zero = {name: torch.zeros_like(t) for name, t in start.items()}
+    mixers = {name: torch.zeros(2, first[f"{name}.A"].shape[1]) for name in adaptors.by_layer}
+    zero = {name: torch.zeros_like(t) for name, t in first.items()}
     size, model_multiply_adds = adaptors.size, adaptors.model.multiply_adds(problem.shape, problem.batch)
     return Method(
         groups={
             **model_groups(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
-            "own": Group(scope=Scope.PRIVATE, init=lambda: repeated_start(start, clients), lr=problem.lr),
+            "own": Group(scope=Scope.PRIVATE, init=lambda: repeated_start(first, clients), lr=problem.lr),
             "mixer": Group(scope=Scope.PRIVATE, init=lambda: repeated_start(mixers, clients), lr=problem.lr),
-            "mean": Group(scope=Scope.SHARED, init=lambda: start),
+            "mean": Group(scope=Scope.SHARED, init=lambda: first),
             "rest": Group(scope=Scope.PRIVATE, init=lambda: repeated_start(zero, clients), statistic=True),
         },
         predict=predict,
@@ -81,7 +95,7 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
             warmup=warmup,
         ),
         server=ServerStep(update=mean_of_all),
-        noise=adaptors.model.noise,
+        noise=adaptors.noise,
         cost=Cost(passes_per_sample=1 + adaptor_multiply_adds(problem, adaptors) / model_multiply_adds),
     )
 

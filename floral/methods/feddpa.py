@@ -63,8 +63,9 @@ def build(problem: Problem, *, base: str, warmup: float, weight: float, **adapto
             part = adaptors.by_layer.get(name)
             if part is None or isinstance(part, NormAdaptor):
                 return None, None
+            z = adaptors.dropped(name, x, noise)
             shared, private = (
-                part.unmerged({key: value[None] for key, value in layer_params(view[group], name).items()}, unit, x)
+                part.unmerged({key: value[None] for key, value in layer_params(view[group], name).items()}, unit, z)
                 for group in ("shared", "private")
             )
             return None, shared + share.reshape(-1, *(1,) * (shared.dim() - 1)) * (private - shared)
@@ -102,6 +103,6 @@ def build(problem: Problem, *, base: str, warmup: float, weight: float, **adapto
             base=base,
             warmup=warmup,
         ),
-        noise=adaptors.model.noise,
+        noise=adaptors.noise,
         cost=Cost(passes_per_sample=sum(passes) / 2, assign_passes_per_sample=1 / 3),
     )

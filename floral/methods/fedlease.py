@@ -59,7 +59,7 @@ def build(problem: Problem, *, base: str, warmup: float, local: float, experts: 
             factors = layer_params(held, name)
             weights = expert_weights(gate_input(x) @ gate[name].mT, is_used, is_cluster)
             parts = [{key: value[j : j + 1] for key, value in factors.items()} for j in range(experts)]
-            return None, mixed_outputs(part, parts, weights, x)
+            return None, mixed_outputs(part, parts, weights, adaptors.dropped(name, x, noise))
 
         logits, statistics = adaptors.model(view["base"], view.get("statistics", {}), x, noise, mask, adapt)
         return logits, {"statistics": statistics} if statistics else {}
@@ -135,7 +135,7 @@ def build(problem: Problem, *, base: str, warmup: float, local: float, experts: 
         ),
         routing=Routing(log_route=choice.log_route, clusters=experts),
         server=ServerStep(client_vector=lambda view: flatten(view["own"]), update=cluster),
-        noise=adaptors.model.noise,
+        noise=adaptors.noise,
         cost=Cost(
             passes_per_sample=1 + added / adaptors.model.multiply_adds(problem.shape, problem.batch),
             floats_sent=UNSENT_FLAG,

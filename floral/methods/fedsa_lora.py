@@ -37,12 +37,13 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
             ),
         },
         predict=adaptors.predictor(("A", "B"), base=("base", "head")),
+        adapted=adaptors.summed(("A", "B"), base=("base", "head")),
         phases=phases_with_warmup(
             Phase(train=("base", "head", "A", "B")),
             warmup_phase=Phase(train=("base", "head"), predict=split.predict),
             base=base,
             warmup=warmup,
         ),
-        noise=all_adaptors.model.noise,
+        noise=adaptors.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
     )

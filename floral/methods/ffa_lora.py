@@ -28,9 +28,10 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
             "B": Group(scope=Scope.SHARED, init=lambda: factor(adaptors.init(stream), "B"), lr=problem.lr),
         },
         predict=adaptors.predictor(("A", "B")),
+        adapted=adaptors.summed(("A", "B")),
         phases=phases_with_warmup(
             Phase(train=("base", "B")), warmup_phase=fedavg_phase(adaptors.model), base=base, warmup=warmup
         ),
-        noise=adaptors.model.noise,
+        noise=adaptors.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
     )

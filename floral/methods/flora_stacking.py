@@ -68,6 +68,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
             "B": Group(scope=Scope.SHARED, init=lambda: start_b, lr=problem.lr),
         },
         predict=adaptors.predictor(("A", "B")),
+        adapted=adaptors.summed(("A", "B")),
         phases=phases_with_warmup(
             Phase(train=("base", "A", "B"), floats_sent=floats_sent),
             warmup_phase=fedavg_phase(adaptors.model),
@@ -75,6 +76,6 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
             warmup=warmup,
         ),
         server=ServerStep(client_vector=lambda view: flatten({**view["A"], **view["B"]}), update=stack),
-        noise=adaptors.model.noise,
+        noise=adaptors.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
     )

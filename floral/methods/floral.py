@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from floral.adaptors.aggregation import require_no_groups
-from floral.adaptors.attach import Adaptors, adaptors_of
+from floral.adaptors.attach import Adaptors, adaptors_of, joined
 from floral.adaptors.clustered import ClusteredAdaptors
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Refused, Routing, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
@@ -68,6 +68,11 @@ def build(
             " set both to false"
         )
     adds = {"centred: true": centred, "personal: true": personal, "aggregation: stacking": aggregation == "stacking"}
+    if personal and adaptor.get("dropout", 0) > 0:
+        raise Refused(
+            "`personal: true` merges the private adaptor into the weights, where its input cannot have dropout; set "
+            "`dropout: 0`"
+        )
     if norm == "plain" and (conflicts := [key for key, value in adds.items() if value]):
         raise Refused(
             f"`{conflicts[0]}` adds adaptors to the base, but the base cannot hold the running statistics"
@@ -125,10 +130,19 @@ def routed(clustered: ClusteredAdaptors, mixer: Router, entropy: float) -> Metho
         logits, statistics = adaptors(base, mixture, route, view.get("statistics", {}), x, noise, mask, running)
         return logits, clustered.changed(view, statistics)
 
-    def predict(view, x, noise, mask):
+    def mixing_route(view, noise):
         route = mixer.mixing_route(view, noise)
-        only = route.argmax().reshape(1) if chooses else None
-        return apply(view, route.clamp(min=floor) if floor > 0 else route, x, noise, mask, only=only)
+        return route.clamp(min=floor) if floor > 0 else route
+
+    def predict(view, x, noise, mask):
+        route = mixing_route(view, noise)
+        return apply(view, route, x, noise, mask, only=route.argmax().reshape(1) if chooses else None)
+
+    def adapted(view):
+        route = mixing_route(view, None)
+        if chooses:
+            route = torch.eye(clusters, dtype=route.dtype)[route.argmax()]
+        return clustered.base(view, route), adaptors.one_adaptor(clustered.mixture(view), route)
 
     def assign(view, held):
         routes_to_one = torch.eye(clusters, dtype=held.x.dtype, device=held.x.device)
@@ -150,6 +164,7 @@ def routed(clustered: ClusteredAdaptors, mixer: Router, entropy: float) -> Metho
             **mixer.groups,
         },
         predict=predict,
+        adapted=adapted,
         assign=assign if mixer.uses_losses else None,
         precondition=clustered.precondition if problem.switches["preconditioner"] else {},
         preconditioner_inputs=clustered.preconditioner_inputs,
@@ -157,7 +172,7 @@ def routed(clustered: ClusteredAdaptors, mixer: Router, entropy: float) -> Metho
         penalty=entropy_term if entropy > 0 else None,
         routing=replace(mixer.routing, serves_one_cluster=chooses),
         server=clustered.server_step(mixer.log_route),
-        noise={**model.noise, **mixer.noise},
+        noise={**adaptors.noise, **mixer.noise},
         cost=Cost(
             passes_per_sample=one_adaptor if chooses else all_adaptors,
             assign_passes_per_sample=clusters * one_adaptor / 3 if mixer.uses_losses else 0.0,
@@ -184,12 +199,16 @@ def own_adaptor(clustered: ClusteredAdaptors) -> Method:
     return Method(
         groups={**model_groups(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr), **clustered.groups},
         predict=predict,
+        adapted=lambda view: (
+            clustered.base(view, full_weight),
+            adaptors.one_adaptor(clustered.mixture(view), full_weight),
+        ),
         precondition=clustered.precondition if problem.switches["preconditioner"] else {},
         preconditioner_inputs=clustered.preconditioner_inputs,
         phases=clustered.phases("base"),
         routing=Routing(cluster_of_client=clustered.member, clusters=problem.clusters),
         server=clustered.server_step(None),
-        noise=model.noise,
+        noise=adaptors.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
     )
 
@@ -220,7 +239,7 @@ def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method
     Limiting case: without the odd rounds this is FLoRAL.
     """
     full_weight = torch.ones(1, dtype=problem.dtype, device=problem.device)
-    predict, assign = method.predict, method.assign
+    predict, assign, shared_part = method.predict, method.assign, method.adapted
     (public,) = method.phases or (Phase(train=method.trained),)
     router_floats = method.cost.floats_sent
 
@@ -231,6 +250,11 @@ def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method
     def with_change(view):
         return {**view, "base": adaptors.added(view["base"], adaptors.products(view["private"], full_weight))}
 
+    def adapted(view):
+        assert shared_part is not None
+        base, shared = shared_part(view)
+        return base, joined(shared, adaptors.one_adaptor(view["private"], full_weight))
+
     preconditioner = {"private": adaptors.precondition} if problem.switches["preconditioner"] else {}
     merged = replace(adaptors, application="merged")
     with_one = merged.forward_backward_passes(problem.shape, problem.batch, clusters=1)
@@ -238,6 +262,7 @@ def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method
         method,
         groups={**method.groups, "private": Group(scope=Scope.PRIVATE, init=start, lr=problem.lr)},
         predict=lambda view, x, noise, mask: predict(with_change(view), x, noise, mask),
+        adapted=adapted,
         assign=None if assign is None else lambda view, held: assign(with_change(view), held),
         phases=(
             Phase(train=("private",), when=lambda round, rounds: round % 2 == 1),

@@ -61,11 +61,15 @@ def build(
         tier: adaptors.init(stream.at(at) if at else stream) for at, tier in enumerate(("root", "cluster", "leaf"))
     }
 
-    def predict(view, x, noise, mask):
+    route = torch.ones(3, dtype=problem.dtype, device=problem.device)
+
+    def mixture(view):
         tiers = view["root"], choice.chosen_params(view, "cluster"), view["leaf"]
-        mixture = {name: torch.stack([tier[name] for tier in tiers]) for name in view["root"]}
-        running, route = view.get("statistics", {}), torch.ones(3, dtype=problem.dtype, device=problem.device)
-        logits, statistics = adaptors(view["base"], mixture, route, running, x, noise, mask)
+        return {name: torch.stack([tier[name] for tier in tiers]) for name in view["root"]}
+
+    def predict(view, x, noise, mask):
+        running = view.get("statistics", {})
+        logits, statistics = adaptors(view["base"], mixture(view), route, running, x, noise, mask)
         return logits, {"statistics": statistics} if statistics else {}
 
     def overlap(first, second) -> Tensor:
@@ -145,6 +149,7 @@ def build(
             **stage_group(),
         },
         predict=predict,
+        adapted=lambda view: (view["base"], adaptors.one_adaptor(mixture(view), route)),
         phases=phases_with_warmup(
             *phases_of_stage(Phase(train=("base", "root")), predict, last_of_root),
             Phase(train=("base", "cluster"), penalty=cluster_penalty, when=trains_cluster),
@@ -159,7 +164,7 @@ def build(
         ),
         routing=Routing(log_route=choice.log_route, serves_one_cluster=True, clusters=clusters),
         server=ServerStep(client_vector=client_vector, update=aggregate),
-        noise=adaptors.model.noise,
+        noise=adaptors.noise,
         cost=Cost(
             passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=3),
             floats_sent=UNSENT_FLAG,

@@ -41,7 +41,8 @@ def build(problem: Problem, *, norm: str, **adaptor: Any) -> Method:
     return Method(
         groups=groups,
         predict=predict,
+        adapted=lambda view: (view["base"], adaptors.one_adaptor(view["adaptor"], full_weight)),
         precondition={"adaptor": adaptors.precondition} if problem.switches["preconditioner"] else {},
-        noise=model.noise,
+        noise=adaptors.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
     )

@@ -38,7 +38,7 @@ def build(problem: Problem, *, base: str, warmup: float, lam: float, **adaptor: 
         error = averaging_error(adaptors, unflatten(vectors, mean), share, mean)
         corrected = dict(served.after["adaptor"])
         for layer, part in adaptors.by_layer.items():
-            down, missing = mean[f"{layer}.A"].flatten(1), error[f"{layer}.weight"]
+            down, missing = mean[f"{layer}.A"].flatten(1), error[f"{layer}.weight"] / part.scale
             missing = missing.mT if isinstance(part, EmbeddingAdaptor) else missing.flatten(1)
             gram = down @ down.mT + lam * torch.eye(len(down), dtype=down.dtype, device=down.device)
             change = torch.linalg.solve_ex(gram, down @ missing.mT)[0].mT

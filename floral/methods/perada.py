@@ -99,7 +99,7 @@ def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: 
             base=base,
             warmup=warmup,
         ),
-        noise=model.noise,
+        noise=adaptors.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
         join=join_from(private="shared"),
     )

@@ -32,6 +32,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
             "B": Group(scope=Scope.SHARED, init=lambda: factor(adaptors.init(stream), "B"), lr=problem.lr),
         },
         predict=adaptors.predictor(("A", "B")),
+        adapted=adaptors.summed(("A", "B")),
         phases=phases_with_warmup(
             Phase(train=("base", "B"), when=lambda round, rounds: round % 2 == 1),
             Phase(train=("base", "A"), when=lambda round, rounds: round % 2 == 0),
@@ -39,6 +40,6 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
             base=base,
             warmup=warmup,
         ),
-        noise=adaptors.model.noise,
+        noise=adaptors.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
     )

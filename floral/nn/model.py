@@ -164,19 +164,25 @@ class Model:
     def inputs(self, shape: tuple[int, ...], batch: int) -> dict[str, torch.Size]:
         """Return the shape of each layer's input, if the input of the model is x [batch, *shape].
 
+        The result has only the layers that an adaptor can change. The first axis is that of the batch.
+        """
+        # One sample is enough to record all shapes.
+        return {name: torch.Size((batch, *sides[1:])) for name, sides in self.input_shapes(shape, 1).items()}
+
+    def input_shapes(self, shape: tuple[int, ...], samples: int) -> dict[str, torch.Size]:
+        """Return the shape of each layer's input in a forward pass of x [samples, *shape].
+
         The result has only the layers that an adaptor can change.
         """
         shapes: dict[str, torch.Size] = {}
 
         def record(name: str, x: Tensor) -> tuple[None, None]:
-            shapes[name] = torch.Size((batch, *x.shape[1:]))
+            shapes[name] = x.shape
             return None, None
 
         zeros = {name: torch.zeros(t.shape) for name, t in self.init(Shapes(0, "size")).items()}
         with torch.no_grad():
-            self(
-                zeros, self.statistics(), torch.zeros(1, *shape), None, None, record
-            )  # One sample is enough to record all shapes.
+            self(zeros, self.statistics(), torch.zeros(samples, *shape), None, None, record)
         return shapes
 
     def multiply_adds(self, shape: tuple[int, ...], batch: int) -> int:
