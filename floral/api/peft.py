@@ -182,7 +182,7 @@ def adapter_config(layers: Mapping[str, Params], modules: Mapping[str, str], tra
     """Return the content of adapter_config.json. The scale of every layer is 1: `lora_alpha` is the rank."""
     ranks = {modules[name]: len(params["A"]) for name, params in layers.items()}
     most = max(ranks.values())
-    different_ranks = {name: rank for name, rank in ranks.items() if rank != most}
+    unequal_ranks = {name: rank for name, rank in ranks.items() if rank != most}
     model = trained.run.task.model
     return {
         "peft_type": "LORA",
@@ -190,8 +190,8 @@ def adapter_config(layers: Mapping[str, Params], modules: Mapping[str, str], tra
         "base_model_name_or_path": str(model.arguments["path"]),
         "r": most,
         "lora_alpha": most,
-        "rank_pattern": different_ranks,
-        "alpha_pattern": different_ranks,
+        "rank_pattern": unequal_ranks,
+        "alpha_pattern": unequal_ranks,
         "lora_dropout": float(trained.run.variant.params.get("dropout", 0.0)),
         "lora_bias": has_biases(layers),
         "target_modules": list(ranks),

@@ -30,6 +30,12 @@ Noise = Mapping[str, Tensor]
 generator."""
 
 
+LOCAL_STATE = "local_state"
+"""Name of the group with the values of `Method.local_state`."""
+LEARNING_RATE = "learning_rate"
+"""Name among the inputs of a local step of the factor that `Method.schedule` computes."""
+
+
 class Refused(ValueError):
     """The error that is raised if a method, an adaptor or a model cannot do what the task requires.
 
@@ -158,6 +164,11 @@ AfterTraining = Callable[[View, View, Batch], View]
 LocalStep = Callable[[Objective, View, View, Batch, Noise, Mapping[str, float]], tuple[View, View, Tensor]]
 """(objective, trained groups, fixed groups, batch, noise, learning rates by group) → (new values of the trained groups,
 changed statistics, loss)."""
+
+
+Schedule = Callable[[Tensor, Tensor, int, int], Tensor]
+"""(steps done in the phase [m], steps of the phase [m], round, rounds) → factor [m] of the learning rates of m clients.
+Rounds are counted from 1."""
 
 
 @dataclass(frozen=True)
@@ -309,6 +320,15 @@ class Method:
     """Added to the loss in every phase without a penalty of its own."""
     local_step: LocalStep | None = None
     """Replaces the SGD step on a batch: inner loops, mixed gradients, other optimisers."""
+    local_state: Callable[[View], Params] | None = None
+    """View of a client → values that `local_step` keeps from step to step of a round, such as moments.
+
+    They start anew in each round, and are neither sent nor stored. `local_step` reads them in the group LOCAL_STATE of
+    the fixed groups, and returns them among the changed statistics."""
+    schedule: Schedule | None = None
+    """Factor of the learning rates, which `local_step` reads as LEARNING_RATE of the noise."""
+    needs_sgd: str | None = None
+    """Why local training must make steps of SGD. None: a task may choose another optimiser."""
     precondition: Mapping[str, Callable[[Params, Params], Params]] = field(default_factory=dict)
     """Group → function of (its gradients, its values) that returns the gradients for the SGD step.
 
@@ -374,6 +394,20 @@ class Method:
         and of the groups in its entry of `preconditioner_inputs`.
         """
         return (group, *self.preconditioner_inputs.get(group, ()))
+
+    def preconditioned(
+        self, gradients: View, values: View, lift: Callable[..., Any] = lambda function: function
+    ) -> View:
+        """Apply the preconditioners to the gradients of their groups, and return the gradients of all groups.
+
+        `lift` changes each preconditioner before it is called, for example `torch.vmap`.
+        """
+        changed = dict(gradients)
+        for group, change in self.precondition.items():
+            if group in gradients:
+                read = {n: t for name in self.preconditioned_by(group) for n, t in values[name].items()}
+                changed[group] = lift(change)(gradients[group], read)
+        return changed
 
     def changing(self, phases: tuple[Phase, ...]) -> tuple[str, ...]:
         """Return the names of the groups that a round with these phases may change.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from floral.core import seeds
-from floral.core.spec import Batch, Loss, Method, Noise, Penalty, Phase, Scope, View
+from floral.core.spec import LEARNING_RATE, LOCAL_STATE, Batch, Loss, Method, Noise, Penalty, Phase, Scope, View
 from floral.engine.aggregate import Mean, Relative, sum_over_clients, weights
 from floral.engine.client_data import Plan, Rows
 from floral.engine.state import Axes, client_view, dims
@@ -108,6 +108,7 @@ def train_chunk(
     *,
     draw: Callable[[int, int], Noise],
     phases: Sequence[tuple[Phase, range]],
+    at: tuple[int, int],
     held: Callable[[], Batch],
     held_out: Callable[[], Tensor],
 ) -> Trained:
@@ -117,7 +118,7 @@ def train_chunk(
     returns the random numbers of a step. `held` returns all training samples of the clients, with inputs x [m, n, ...].
     It is called only if the method has a function that needs them before or after local training (`Method.assign`,
     `Method.after_training`). `held_out` returns a mask [N] of the samples that are held out. It is called only if a
-    phase uses a part of the samples.
+    phase uses a part of the samples. `at` is the round and the number of rounds.
 
     The tensors of a group without a client axis are those of the state, and are never changed. The first step that
     trains the group makes one copy per client, and later steps update these copies in place.
@@ -125,11 +126,16 @@ def train_chunk(
     values, axes, received, received_axes = clients.start(seen, axes)
     if clients.method.assign is not None:
         values = {**values, **clients.assigned(values, axes, held())}
-    schedule = [(phase, h) for phase, steps in phases for h in steps]
+    if clients.method.local_state is not None:
+        with torch.no_grad():
+            state = clients.method.local_state(client_view(values, axes))
+        values, axes = {**values, LOCAL_STATE: state}, {**axes, LOCAL_STATE: None}
+    schedule = [(phase, h, steps) for phase, steps in phases for h in steps]
     total = torch.zeros(len(chunk), dtype=rows.dtype, device=rows.x.device)
-    steps = plan.mask.any(-1).sum(1)
+    active = plan.mask.any(-1)
+    steps = active.sum(1)
     trained = None
-    for at, (phase, h) in enumerate(schedule):
+    for number, (phase, h, of_phase) in enumerate(schedule):
         width = plan.widths[h]
         noise = draw(h, width)
         x, y = rows.gather(plan.index[:, h, :width], noise)
@@ -140,8 +146,11 @@ def train_chunk(
             steps = steps - (mask.any(-1) & ~used.any(-1)).long()
             mask = used
         batch, noise = Batch(x, y, mask), {name: noise[name] for name in clients.method.noise}
+        if clients.method.schedule is not None:
+            done, planned = (active[:, of_phase.start : end].sum(1).to(rows.dtype) for end in (h, of_phase.stop))
+            noise[LEARNING_RATE] = clients.method.schedule(done, planned, *at)
         step = Step(phase, values, axes, batch, noise, received, received_axes)
-        if at < len(schedule) - 1:
+        if number < len(schedule) - 1:
             values, axes, losses = clients.step(step)
         else:
             after = clients.method.after_training
@@ -340,13 +349,7 @@ class Clients:
 
         With `per_client`, the gradients and the values have a client axis.
         """
-        changed = dict(gradients)
-        for group, change in self.method.precondition.items():
-            if group in gradients:
-                change = torch.vmap(change) if per_client else change
-                read = {n: t for name in self.method.preconditioned_by(group) for n, t in values[name].items()}
-                changed[group] = change(gradients[group], read)
-        return changed
+        return self.method.preconditioned(gradients, values, torch.vmap if per_client else lambda function: function)
 
     def objective(
         self, phase: Phase, trained: View, fixed: View, x: Tensor, y: Tensor, mask: Tensor, noise: Noise, received: View

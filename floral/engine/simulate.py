@@ -393,6 +393,7 @@ class Simulation:
             rows,
             draw=draw,
             phases=list(zip(clients.phases, ranges, strict=True)),
+            at=(round, settings.rounds),
             held=lambda: self.held(pools),
             held_out=lambda: self.held_out,
         )

@@ -55,6 +55,7 @@ def build(problem: Problem) -> Method:
         },
         predict=predict,
         penalty=correction,
+        needs_sgd="the control variates follow from the length of a step of SGD",
         after_training=new_controls,
         noise=model.noise,
     )

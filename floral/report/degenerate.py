@@ -14,7 +14,7 @@ from floral.report.compared import Configuration
 CONDITIONS: Mapping[Condition, tuple[str, Callable[[Task, int], bool]]] = {
     "one_local_step": (
         "every client takes one local step per round",
-        lambda task, samples: task.local_steps(samples) == 1,
+        lambda task, samples: task.local.optimiser == "sgd" and task.local_steps(samples) == 1,
     ),
     "one_cluster": ("there is one cluster", lambda task, samples: task.assumed == 1),
 }

@@ -23,6 +23,7 @@ from floral.engine.simulate import Execution, Settings, Simulation
 from floral.engine.state import State
 from floral.nn.model import Model
 from floral.stages.build import method_of
+from floral.toolkit.local_optimiser import AdamW, with_local_optimiser
 from floral.toolkit.prepared import prepared, summary
 
 LOG = logging.getLogger("floral.train")
@@ -130,7 +131,10 @@ def build_method(run: Run, problem: Problem) -> Method:
                 "clients that join after training have no batch-norm statistics of their own, which `statistics: "
                 "private` needs; set `statistics: federated`"
             )
-        return method_of(run.variant, problem)
+        method, local = method_of(run.variant, problem), run.task.local
+        if local.optimiser == "sgd" or method.phases == ():
+            return method
+        return with_local_optimiser(method, AdamW(**local.model_dump(exclude={"optimiser"})))
     except Refused as reason:
         raise ConfigError(f"variant {run.variant.name} cannot be used for task {run.task.name}: {reason}") from None
 

@@ -14,6 +14,7 @@ from federations import CLASSES, make_data, simulate, view_of
 from torch import Tensor, nn
 
 from floral.adaptors.attach import noise_name
+from floral.config.schema.task import Local
 from floral.engine.simulate import Simulation
 from floral.engine.state import State
 
@@ -75,7 +76,9 @@ def folder(stored: Callable[[str], Path], missing: Callable[[str], NoReturn]) ->
     return stored("all_minilm_l6_v2") / "data" / "all_minilm_l6_v2"
 
 
-def both(folder: Path, *, start: str = "kaiming", dropout: float = 0.0, **task: Any) -> Both:
+def both(
+    folder: Path, *, start: str = "kaiming", dropout: float = 0.0, dtype: torch.dtype = torch.float32, **task: Any
+) -> Both:
     from peft import LoraConfig, get_peft_model
     from transformers import BertModel
 
@@ -84,13 +87,13 @@ def both(folder: Path, *, start: str = "kaiming", dropout: float = 0.0, **task: 
     params = {"rank": RANK, "alpha": ALPHA, "dropout": dropout, "start": start, "bias": False, "base": "joint"}
     model = {"kind": "bert", "path": str(folder), "adapt": [f"*.{target}" for target in TARGETS]}
     values = {"base": "frozen", "lr": LR, "batch": 16, **task}
-    simulation = simulate("fedit", model=model, data=data, params=params, dtype=torch.float32, **values)
-    encoder = BertModel.from_pretrained(folder, local_files_only=True)
+    simulation = simulate("fedit", model=model, data=data, params=params, dtype=dtype, **values)
+    encoder = BertModel.from_pretrained(folder, local_files_only=True).to(dtype)
     config = LoraConfig(
         r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, target_modules=TARGETS, modules_to_save=["classifier"],
         init_lora_weights="gaussian" if start == "gaussian" else True,
     )  # fmt: skip
-    return Both(simulation, simulation.start(), get_peft_model(Pooled(encoder), config).eval())
+    return Both(simulation, simulation.start(), get_peft_model(Pooled(encoder).to(dtype), config).eval())
 
 
 def with_equal_values(pair: Both) -> Both:
@@ -98,7 +101,7 @@ def with_equal_values(pair: Both) -> Both:
     random = torch.Generator().manual_seed(0)
     for name, tensor in pair.state.values["adaptor"].items():
         if name.endswith(".B"):
-            pair.state.values["adaptor"][name] = 0.05 * torch.randn(tensor.shape, generator=random)
+            pair.state.values["adaptor"][name] = 0.05 * torch.randn(tensor.shape, generator=random, dtype=tensor.dtype)
     ours, theirs = pair.ours(), pair.theirs()
     assert ours.keys() == theirs.keys() and len(ours) == 2 * 2 * 6 + 2
     with torch.no_grad():
@@ -167,3 +170,18 @@ def test_dropout_is_where_peft_has_it(folder: Path) -> None:
         without, _ = pair.simulation.method.predict(view, ids, None, None)
         torch.testing.assert_close(dropped, pair.public(ids.long()), **EXACT)
     assert (dropped - without).abs().max() > 1e-3
+
+
+def test_a_step_of_adamw_is_that_of_peft(folder: Path) -> None:
+    """In float64: the first step divides each gradient by its own size, and so also its rounding error."""
+    local = Local(optimiser="adamw", weight_decay=0.1)
+    pair = with_equal_values(both(folder, dtype=torch.float64, local=local, lr=1e-3))
+    ids, labels = pair.samples
+    optimiser = torch.optim.AdamW(pair.theirs().values(), lr=1e-3, weight_decay=0.1)
+    nn.functional.cross_entropy(pair.public(ids.long()), labels).backward()
+    optimiser.step()
+    before = pair.ours()
+    pair.simulation.train(pair.state, 1)
+    for name, value in pair.ours().items():
+        assert not torch.equal(value, before[name])
+        torch.testing.assert_close(value, pair.theirs()[name].detach(), **EXACT)

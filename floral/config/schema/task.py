@@ -92,6 +92,35 @@ class Server(Frozen):
     lr: float = Field(default=1.0, gt=0, description="Learning rate of the server optimiser.")
 
 
+class Local(Frozen):
+    """The optimiser of local training. Its state starts anew in each round; it is neither sent nor stored."""
+
+    optimiser: Literal["sgd", "adamw"] = Field(
+        default="sgd", description="Optimiser of a client's local training; its learning rate is `lr` of the task."
+    )
+    schedule: Literal["constant", "round", "training"] = Field(
+        default="constant",
+        description="For adamw: learning rate over time; `round` falls linearly to 0 over a client's steps of a round, "
+        "`training` over all rounds.",
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="For adamw: weight decay, as in torch.optim.AdamW.")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=(0.9, 0.999), description="For adamw: decay rates of the two moments of the gradient."
+    )
+    epsilon: float = Field(default=1e-8, gt=0, description="For adamw: number that is added to the divisor of a step.")
+
+    @model_validator(mode="after")
+    def _options_belong_to_adamw(self) -> Local:
+        if self.optimiser == "sgd" and (options := sorted(self.model_fields_set - {"optimiser"})):
+            raise ValueError(f"`{options[0]}` is for `optimiser: adamw`; set this optimiser, or remove `{options[0]}`")
+        return self
+
+
+def is_sgd(local: Local) -> bool:
+    """Return whether `local` has its default, with which it is left out of the hash of a run."""
+    return local.optimiser == "sgd"
+
+
 class Task(Frozen):
     """A task, which is a learning problem: data, clients, model and training schedule."""
 
@@ -155,6 +184,7 @@ class Task(Frozen):
         exclude_if=is_trained,
         description="Whether the model is trained; `frozen`: only its head and the adaptors of methods are.",
     )
+    local: Local = Field(default=Local(), exclude_if=is_sgd, description="Optimiser of local training; by default SGD.")
     server: Server = Field(default=Server(), description="Server optimiser.")
     loss: Literal["cross_entropy", "mse"] = Field(
         default="cross_entropy", description="Training loss: cross-entropy for classes, mean squared error otherwise."
