@@ -57,14 +57,14 @@ class TrainedModel:
         """Return the task's model, with its initial values."""
         return make_problem(self.run, self._data, torch.device("cpu"), torch.float32, self._results).build_model()
 
-    def view(self, client: int) -> View:
+    def view(self, client: int, argument: str = "client") -> View:
         """Return the values with which a client predicts: parameter group → name → tensor, without a client axis.
 
         Raises:
-            ConfigError: there is no such client.
+            ConfigError: there is no such client. The message names the `argument` of the caller.
         """
         if client not in range(self.clients):
-            raise ConfigError(f"client: {client!r} is no client; give a number from 0 to {self.clients - 1}")
+            raise ConfigError(f"{argument}: {client!r} is no client; give a number from 0 to {self.clients - 1}")
         data, clients = self._simulation.data, torch.tensor([client])
         with torch.no_grad():
             pools = data.pool_of_client[clients]
@@ -79,7 +79,7 @@ class TrainedModel:
         Raises:
             ConfigError: there is no such client, or x has a wrong shape.
         """
-        view = self.view(client)
+        view = self.view(client, "predict: client")
         inputs = torch.from_numpy(np.ascontiguousarray(x)) if not isinstance(x, Tensor) else x
         if tuple(inputs.shape[1:]) != self._shape:
             raise ConfigError(
