@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from floral.adaptors.aggregation import flatten, unflatten
-from floral.core.spec import Cost, Group, Method, Params, Phase, Problem, Scope, ServerStep, ServerView, View
+from floral.core.spec import Cost, Group, Method, Params, Phase, Problem, Refused, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
 from floral.toolkit.parts import head_name, model_groups, predictor, repeated_start
 
@@ -33,7 +33,7 @@ def build(problem: Problem, *, embedding: int, hidden: int, depth: int, rate: fl
     Costs: a client receives θ_k and sends θ'_k. The computation of the server is not counted.
 
     Raises:
-        Refused: personal_head is true, and the model has no body before a last linear layer.
+        Refused: personal_head is true, and the model has no body before a last linear layer, or the body is frozen.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
     drawn, clients, predict_with = Stream(problem.seed, "hypernetwork"), problem.clients, predictor(model)
@@ -41,6 +41,11 @@ def build(problem: Problem, *, embedding: int, hidden: int, depth: int, rate: fl
     start, of_head = (
         {n: t for n, t in model.init(stream).items() if in_head(n, head) == is_in} for is_in in (False, True)
     )
+    if not start:
+        raise Refused(
+            "only the head is trained, and it stays with its client, so the hypernetwork has nothing to make; use the "
+            "variant `pfedhn`, or `base: trained`"
+        )
     floats = flatten(start).numel()
 
     def private(params: Params) -> Group:

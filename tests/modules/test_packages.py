@@ -83,7 +83,7 @@ def check_trained(simulation: Simulation) -> State:
 
 NEED_WIDTH = {"fedavg_wide", "pfedmoe"}
 """Methods with a narrower or wider model."""
-PER_SAMPLE = ("feddpa", "flow")
+PER_SAMPLE = ("fedamole", "feddpa", "flow")
 """Methods that choose parameters of a layer for each sample."""
 
 
