@@ -186,7 +186,7 @@ JOB = ["--task", "digits_rotate", "--seed", "0"]
             ["has changed since"],
         ),
         (["report", "quickstart", "--variants", "flora_1"], ["unknown variant 'flora_1'", "'floral_1'"]),
-        (["show", "no_such_task/fedavg/seed0"], ["unknown task of a run 'no_such_task'"]),
+        (["show", "no_such_task/fedavg/seed0"], ["has no runs yet", "snakemake --profile local"]),
         (["track"], ["name a suite"]),
         (["plan", "digits_rotate"], ["'digits_rotate' is a task and not a suite", "--tasks digits_rotate"]),
         (["plan", "floral_1"], ["'floral_1' is a variant and not a suite", "--variants floral_1"]),
