@@ -19,4 +19,4 @@ def package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        stop(f"the package {error.name} is missing; `make setup` installs it")
+        stop(f"the package {error.name} is missing; install it: pip install -c constraints.txt -e '.[test,hf]'")

@@ -2,12 +2,13 @@
 
 import torch
 
-from floral.adaptors.attach import Adaptors, adaptors_of
+from floral.adaptors.attach import Adaptors
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.linear import LinearAdaptor
+from floral.adaptors.per_sample import gate_input, gated_adaptors
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope, ServerStep
 from floral.core.streams import Stream
-from floral.nn.layers import Embedding, layer_params
+from floral.nn.layers import layer_params
 from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup, repeated_start
 
 
@@ -40,11 +41,9 @@ def build(
 
     The options `base` and `warmup` are as in `fedit`.
     """
-    adaptors = adaptors_of(
+    adaptors = gated_adaptors(
         problem, rank=rank, bias=bias, convolution=convolution, alpha=alpha, dropout=dropout, start=start
     )
-    embeddings = [name for name, layer in adaptors.model.layers.items() if isinstance(layer, Embedding)]
-    adaptors = adaptors.without(*embeddings)  # a mixer needs numeric inputs, but token ids are names
     stream, clients = Stream(problem.seed, "adaptors"), problem.clients
     first = adaptors.init(stream)
     full_weight = torch.ones(1, dtype=problem.dtype, device=problem.device)
@@ -59,10 +58,8 @@ def build(
                 part.unmerged({key: t[None] for key, t in layer_params(view[group], name).items()}, full_weight, z)
                 for group in ("own", "rest")
             ]
-            images = x.dim() == 4
-            pooled = x.flatten(2).mean(-1) if images else x
-            mix = torch.softmax(pooled @ view["mixer"][name].mT, -1)
-            shares = [share[:, None, None, None] if images else share[..., None] for share in mix.unbind(-1)]
+            mix = torch.softmax(gate_input(x) @ view["mixer"][name].mT, -1)
+            shares = [share[:, None, None, None] if x.dim() == 4 else share[..., None] for share in mix.unbind(-1)]
             return None, shares[0] * outputs[0] + shares[1] * outputs[1]
 
         logits, statistics = adaptors.model(view["base"], view.get("statistics", {}), x, noise, mask, adapt)

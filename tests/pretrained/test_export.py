@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from federations import make_data, make_run, simulate, view_of
 from safetensors.torch import load_file, save_file
+from skips import package
 from tiny_bert import SIZES, tensors
 from torch import Tensor
 
@@ -66,13 +66,8 @@ def exported(trained: Any, client: int, folder: Path) -> Path:
 
 
 @pytest.fixture
-def peft(missing: Callable[[str], NoReturn]) -> Any:
-    try:
-        import peft
-        import transformers  # noqa: F401
-    except ImportError as error:
-        missing(f"the package {error.name} is missing; install the extras test and hf")
-    return peft
+def peft() -> Any:
+    return package("peft")
 
 
 def outputs_of_peft(peft: Any, network: Path, adapter: Path, *, merge: bool = False) -> Tensor:
