@@ -54,9 +54,11 @@ MAX_MEASUREMENT_S = 5.0
 MAX_MEASUREMENT_SHARE = 0.05
 """Share of the estimated training time after which there are no further trials. In a short run, a slightly slower
 candidate costs less than further trials."""
-MAX_BYTES = 384 << 20
+MAX_BYTES = 512 << 20
 """Maximum estimated memory in bytes of all clients that train at the same time on a CPU. Larger chunks are not faster,
 because their weights and activations do not fit into the cache."""
+MAX_BYTES_OF_VMAP = 384 << 20
+"""The same maximum for the backend `vmap`, which also computes steps that are too large to be recorded."""
 MAX_RECORDED_BYTES = 128 << 20
 """Maximum number of bytes of all tensors that one client's step makes, for the step to be recorded. A recording keeps
 them until it is made. It saves dispatch, which is a small share of a larger step."""
@@ -85,8 +87,8 @@ def choose(
         return Execution("loop", 1, threads=cores, precision=precision, reason="nothing is trained")
     lists, step_bytes = on_gpu(cohort), 0
     if on_this_cpu:
-        most, step_bytes = (cohort, 0) if backend == "loop" else memory_of_client(simulation, state)
-        lists = on_cpu(cohort, cores, most)
+        client_bytes, step_bytes = (0, 0) if backend == "loop" else memory_of_client(simulation, state)
+        lists = on_cpu(cohort, cores, client_bytes)
     plain, recorded = ([replace(execution, precision=precision) for execution in candidates] for candidates in lists)
     if backend == "batched":
         return fastest(measure(simulation, state, recorded), "the fastest of the requested backend")
@@ -134,11 +136,11 @@ def steps_of_kinds(simulation: Simulation) -> list[int]:
 
 
 def memory_of_client(simulation: Simulation, state: State) -> tuple[int, int]:
-    """Return how many clients may train at the same time within MAX_BYTES, and the bytes of all tensors of a step.
+    """Return the largest memory in bytes that one client takes at a time, and the bytes of all tensors of its step.
 
-    The memory of one client is that of the tensors that exist at the same time in a short trial. It contains its
-    parameters that are trained, their gradients and the activations. The first number is at least 1. The second is a
-    mean over the steps of the trial; it also counts tensors that a step soon frees.
+    The first is that of the tensors that exist at the same time in a short trial: the parameters that are trained,
+    their gradients and the activations. The second is a mean over the steps of the trial; it also counts tensors that
+    a step soon frees.
     """
     trial = trial_of(simulation, Execution("loop", 1))
     cohort, share = trial.pools(1)
@@ -146,17 +148,18 @@ def memory_of_client(simulation: Simulation, state: State) -> tuple[int, int]:
         for round in trial.kinds():
             trial.local_training(state, round, cohort[:1], share[:1])
     steps = sum(min(count, TRIAL_STEPS) for count in steps_of_kinds(simulation))
-    return max(1, MAX_BYTES // max(1, memory.peak)), memory.total // steps
+    return memory.peak, memory.total // steps
 
 
-def on_cpu(cohort: int, cores: int, most: int) -> tuple[list[Execution], list[Execution]]:
+def on_cpu(cohort: int, cores: int, client_bytes: int) -> tuple[list[Execution], list[Execution]]:
     """Return two lists of candidates (ways to compute a run on a CPU): first `vmap` and `loop`, then `batched`.
 
     They use 1, 2, 4 … cores, and at most `cores`, because a small round is often slower on more cores. Both lists begin
-    with the candidates of one core. At most `most` clients train at the same time, but at least one per core. If this
-    is only one client, there is no candidate with `vmap`.
+    with the candidates of one core. The clients that train at the same time take at most MAX_BYTES, if each takes
+    `client_bytes`, but there is at least one per core. If only one client fits, there is no candidate with `vmap`.
     """
-    wide = min(cohort, 30, most)
+    most, most_of_vmap = (max(1, limit // max(1, client_bytes)) for limit in (MAX_BYTES, MAX_BYTES_OF_VMAP))
+    wide = min(cohort, 30, most_of_vmap)
     vmap = ["vmap"] if wide > 1 else []
     plain = [
         Execution("vmap", wide, threads=used) if backend == "vmap" else spread("loop", 1, cohort, used)

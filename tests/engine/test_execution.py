@@ -124,7 +124,7 @@ def test_no_candidate_uses_more_cores_than_it_was_given(monkeypatch, threads):
 
 def test_candidates_of_one_core_are_among_those_of_several():
     """So a machine with more cores never makes `auto` slower."""
-    for one, several in zip(execution.on_cpu(30, 1, 30), execution.on_cpu(30, 6, 30), strict=True):
+    for one, several in zip(execution.on_cpu(30, 1, 0), execution.on_cpu(30, 6, 0), strict=True):
         assert set(one) < set(several)
         assert {how.cores for how in several} == {1, 2, 4, 6}
         assert len(set(several)) == len(several)
@@ -133,24 +133,20 @@ def test_candidates_of_one_core_are_among_those_of_several():
 @pytest.mark.parametrize("cores", [1, 2, 6])
 @pytest.mark.parametrize("most", [1, 7, 29])
 def test_candidates_train_at_most_so_many_clients_at_the_same_time(most, cores):
-    plain, recorded = execution.on_cpu(30, cores, most)
+    plain, recorded = execution.on_cpu(30, cores, execution.MAX_BYTES // most)
     at_once = [how.chunk * how.workers for how in [*plain, *recorded]]
     assert max(at_once) <= max(most, cores)
     assert ("vmap" in {how.backend for how in plain}) == (most > 1)
     assert recorded
 
 
-def test_the_memory_of_a_client_bounds_the_clients_that_train_at_the_same_time(monkeypatch):
+def test_the_memory_of_a_client_is_that_of_its_parameters_gradients_and_activations():
     simulation = simulate("fedavg")
     state = simulation.start()
-    assert execution.memory_of_client(simulation, state)[0] >= simulation.cohort_size
     parameters = sum(t.nbytes for params in state.values.values() for t in params.values())
-    monkeypatch.setattr(execution, "MAX_BYTES", 10 * parameters)
-    together, step_bytes = execution.memory_of_client(simulation, state)
-    assert 1 < together <= 5, "a client holds new parameters and their gradients"
+    client_bytes, step_bytes = execution.memory_of_client(simulation, state)
+    assert 2 * parameters <= client_bytes <= 5 * parameters, "a client holds new parameters and their gradients"
     assert 2 * parameters <= step_bytes
-    monkeypatch.setattr(execution, "MAX_BYTES", 1)
-    assert execution.memory_of_client(simulation, state)[0] == 1
 
 
 def test_a_large_step_is_recorded_only_on_request(monkeypatch):
