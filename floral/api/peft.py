@@ -43,15 +43,15 @@ def export_peft(trained: TrainedModel, client: int, folder: Path) -> list[Path]:
     run = trained.run
     if run.task.model.kind not in TASKS:
         raise ConfigError(
-            f"export: the model of the task {run.task.name} has `kind: {run.task.model.kind}`, but an adapter of peft "
+            f"the model of the task {run.task.name} has `kind: {run.task.model.kind}`, but an adapter of peft "
             f"needs a pretrained encoder; choose a run with `kind: {'` or `kind: '.join(TASKS)}`"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"export: {folder} exists and is not empty; name a new folder")
+        raise ConfigError(f"{folder} exists and is not empty; name a new folder")
     view, adapted = trained.view(client), trained.method.adapted
     if adapted is None:
         raise ConfigError(
-            f"export: clients of the variant {run.variant.name} have no adaptors, or weigh them for each sample, which "
+            f"clients of the variant {run.variant.name} have no adaptors, or weigh them for each sample, which "
             "an adapter of peft cannot; choose a run of another variant, such as fedit or floral_1"
         )
     model = trained.build_model()
@@ -80,7 +80,7 @@ def export_peft(trained: TrainedModel, client: int, folder: Path) -> list[Path]:
         files[HEAD] = of_head
     files[WEIGHTS] = tensors
     if bad := [name for values in files.values() for name, tensor in values.items() if not tensor.isfinite().all()]:
-        raise ConfigError(f"export: {bad[0]} is not finite, because the run has diverged; choose another run")
+        raise ConfigError(f"{bad[0]} is not finite, because the run has diverged; choose another run")
     folder.mkdir(parents=True, exist_ok=True)
     for file, values in files.items():
         content = {name: tensor.detach().contiguous().clone() for name, tensor in values.items()}
@@ -99,7 +99,7 @@ def require_frozen_base(base: Params, model: Model, head: str, kind: str) -> Non
     if trained:
         more = f" and {len(trained) - 1} more" if len(trained) > 1 else ""
         raise ConfigError(
-            f"export: the base was trained or changed ({trained[0]}{more}), but an adapter of peft fits the published "
+            f"the base was trained or changed ({trained[0]}{more}), but an adapter of peft fits the published "
             "base only; train with `base: frozen`"
         )
     if kind == "huggingface":
@@ -108,7 +108,7 @@ def require_frozen_base(base: Params, model: Model, head: str, kind: str) -> Non
         for in_file in below.values():
             if not any(in_file == name or in_file.endswith(f".{name}") for name in stored):
                 raise ConfigError(
-                    f"export: the folder of the network has no values for {in_file}, which were drawn for this seed "
+                    f"the folder of the network has no values for {in_file}, which were drawn for this seed "
                     "and are not part of an adapter; choose a run of a network with all values below the head"
                 )
 
@@ -141,7 +141,7 @@ def require_lora(layer: str, model: Model, module: str) -> None:
         fits = isinstance(network.get_submodule(module), nn.Linear | nn.Embedding)
     if not fits:
         raise ConfigError(
-            f"export: the adaptor of {layer} ({type(declared).__name__}) is no LoRA of a linear layer or an embedding; "
+            f"the adaptor of {layer} ({type(declared).__name__}) is no LoRA of a linear layer or an embedding; "
             "choose a run whose `adapt` names only such layers, with `norm: none`"
         )
 
@@ -153,12 +153,12 @@ def adapter_tensors(layers: Mapping[str, Params], modules: Mapping[str, str], mo
         ConfigError: there is no adaptor, or the adaptors have biases and belong to embeddings too.
     """
     if not layers:
-        raise ConfigError("export: no layer below the head has an adaptor; name layers in `adapt` of the model")
+        raise ConfigError("no layer below the head has an adaptor; name layers in `adapt` of the model")
     embeddings = [name for name in layers if isinstance(model.layers[name], Embedding)]
     biased = has_biases(layers)
     if biased and embeddings:
         raise ConfigError(
-            f"export: the adaptors have biases, which peft does not allow together with the embedding {embeddings[0]}; "
+            f"the adaptors have biases, which peft does not allow together with the embedding {embeddings[0]}; "
             "train with `bias: false`, or remove embeddings from `adapt`"
         )
     tensors: dict[str, Tensor] = {}

@@ -416,7 +416,9 @@ def test_the_server_is_said_to_see_what_it_is_sent(variant):
             method.server.upload
         )  # one model sent, which each mean weighs otherwise
         assert ("updates" in sees) == (method.server.client_vector is not None or in_many_means)
-        assert ("rows" in sees) == (method.pool is not None or reads_samples(simulation))
+        assert ("rows" in sees) == (
+            method.pool is not None or reads_samples(simulation) or sends_statistics(simulation, state)
+        )
         assert ("sizes" in sees) == (sent_up > 0), "a mean with weights p(k) takes the sizes"
 
 
@@ -450,6 +452,22 @@ def reads_samples(simulation):
     if simulation.method.prepare is not None:
         simulation.method.prepare(Watched(simulation, simulation.start()))
     return bool(calls)
+
+
+def sends_statistics(simulation, state):
+    """Whether a client's own vector depends on its samples in another way than by training: other samples tell."""
+    method = simulation.method
+    if method.after_training is None or method.server.client_vector is None:
+        return False
+    view, held = seen_by(simulation, state), simulation.held(np.array([CLIENT]))
+    received = {group: {name: t + 1 for name, t in params.items()} for group, params in view.items()}
+    sent = [
+        method.server.client_vector(
+            {**view, **method.after_training(view, received, Batch(x, held.y[0], held.mask[0]))}
+        )
+        for x in (held.x[0], held.x[0] + 1)
+    ]
+    return not torch.equal(*sent)
 
 
 def test_only_sums_are_compatible_with_secure_aggregation():
