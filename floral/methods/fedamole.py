@@ -7,7 +7,7 @@ from floral.adaptors.aggregation import flatten
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.linear import LinearAdaptor
 from floral.adaptors.per_sample import gate_input, gated_adaptors, mixed_outputs
-from floral.core.spec import Cost, Group, Method, Phase, Problem, Refused, Routing, Scope, ServerStep, ServerView, View
+from floral.core.spec import Cost, Group, Method, Phase, Problem, Routing, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
 from floral.nn.layers import layer_params
 from floral.toolkit.assignment import choose_clients
@@ -16,6 +16,7 @@ from floral.toolkit.parts import (
     fedavg_phase,
     model_groups,
     phases_with_warmup,
+    require_samples_first,
     sample_losses,
 )
 from floral.toolkit.routes import keep_largest
@@ -68,11 +69,7 @@ def build(
     adaptors = gated_adaptors(problem, rank=rank, bias=bias, convolution=convolution)
     stream, clients = Stream(problem.seed, "adaptors"), problem.clients
     model, layers = adaptors.model, adaptors.by_layer
-    if model.start is not None:
-        raise Refused(
-            "the method weighs adaptors for each sample, but the layers of a PyTorch module may reorder samples; "
-            "use a model of floral/models"
-        )
+    require_samples_first(model)
     start, choices = adaptors.init(stream), min(clients, max(1, round(held * clients / experts)))
     ranks, inputs = ({name: start[f"{name}.A"].shape[axis] for name in layers} for axis in (0, 1))
 

@@ -7,7 +7,7 @@ import torch
 
 from floral.adaptors.attach import adaptors_of
 from floral.adaptors.norm import NormAdaptor
-from floral.core.spec import Cost, Group, Method, Phase, Problem, Refused, Scope
+from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope
 from floral.core.streams import Stream
 from floral.nn.layers import layer_params
 from floral.toolkit.parts import (
@@ -17,6 +17,7 @@ from floral.toolkit.parts import (
     model_groups,
     phases_with_warmup,
     repeated_start,
+    require_samples_first,
 )
 
 
@@ -41,11 +42,7 @@ def build(problem: Problem, *, base: str, warmup: float, weight: float, **adapto
         Refused: the model has no head, no adaptor below it, or is a PyTorch module, whose layers may reorder samples.
     """
     adaptors, stream = adaptors_of(problem, **adaptor), Stream(problem.seed, "adaptors")
-    if adaptors.model.start is not None:
-        raise Refused(
-            "the method weighs adaptors for each sample, but the layers of a PyTorch module may reorder samples; "
-            "use a model of floral/models"
-        )
+    require_samples_first(adaptors.model)
     head = head_name(adaptors.model)
     below = replace(adaptors.without(head), model=body_model(adaptors.model))
     unit = torch.ones(1, dtype=problem.dtype, device=problem.device)

@@ -7,7 +7,14 @@ from floral.core.spec import Cost, Group, Method, Phase, Problem, Refused, Scope
 from floral.core.streams import Stream
 from floral.nn.layers import WEIGHT_LAYERS, layer_params
 from floral.nn.norms import GroupNorm, LayerNorm
-from floral.toolkit.parts import forward_backward_passes, model_groups, predictor, repeated_start, sample_losses
+from floral.toolkit.parts import (
+    forward_backward_passes,
+    model_groups,
+    predictor,
+    repeated_start,
+    require_samples_first,
+    sample_losses,
+)
 from floral.toolkit.routes import Gate
 
 
@@ -36,11 +43,7 @@ def build(problem: Problem, *, gamma: float, local_part: str, policy_hidden: int
         Refused: the task is text, or the model is a PyTorch module, whose layers may reorder the samples.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
-    if model.start is not None:
-        raise Refused(
-            "the method chooses parameters for each sample, but the layers of a PyTorch module may reorder samples; "
-            "use a model of floral/models"
-        )
+    require_samples_first(model)
     start, shared = model.init(stream), predictor(model)
     layers = [
         name

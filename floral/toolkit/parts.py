@@ -304,6 +304,19 @@ def head_name(model: Model) -> str:
     return head
 
 
+def require_samples_first(model: Model) -> None:
+    """Check that the first axis of each layer's input is that of the samples, for a method that weighs each of them.
+
+    Raises:
+        Refused: the model is a PyTorch module, whose layers may reorder samples.
+    """
+    if model.start is not None:
+        raise Refused(
+            "the method weighs parameters for each sample, but the layers of a PyTorch module may reorder samples; "
+            "use a model of floral/models"
+        )
+
+
 def body_model(model: Model) -> Model:
     """Return the model without its head, the last linear layer. It maps x to the features, the head's inputs [B, d].
 
