@@ -15,6 +15,7 @@ from floral.config.data_sets import CUSTOM_PREFIX
 from floral.config.reading import ConfigError, suggest
 from floral.config.run import Run
 from floral.config.searches import Search
+from floral.runs import reference
 from floral.workflow.work import Work
 
 Planned = TypeVar("Planned")
@@ -106,10 +107,12 @@ class Rules:
     def train_input(self, wildcards: Any) -> list[str]:
         """Return the paths of the partition and of the pretrained networks that the run reads.
 
-        Return no path if the task has no data (`data: nothing`).
+        Return no path if the task has no data (`data: nothing`), or if the run was taken from the reference results. So
+        a new partition starts no jobs of such runs.
         """
         _, run = self.run(wildcards)
-        return [] if run.task.noop else self._inputs(run)
+        taken = reference.origin(self.results / run.folder) is not None
+        return [] if run.task.noop or taken else self._inputs(run)
 
     def report_input(self, wildcards: Any) -> list[str]:
         """Return the path of the file `done` of each run of a suite. A run writes this file when it is finished."""

@@ -258,7 +258,7 @@ def postgres(missing: Callable[[str], NoReturn]) -> Iterator[str]:
         missing("psycopg2 is not installed (pip install psycopg2-binary)")
     user = "nobody" if os.getuid() == 0 else None
     name = user or subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
-    folder = Path(tempfile.mkdtemp(prefix="floral-pg-", dir="/tmp"))  # short, and open to that user
+    folder = Path(tempfile.mkdtemp(prefix="floral-pg-"))  # short, and open to that user
     if user:
         shutil.chown(folder, user)
     data = folder / "data"
