@@ -9,13 +9,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from floral.config import code, networks, paths, pretrained
+from floral.config import code, networks, paths, plugins, pretrained
 from floral.config.hashing import hash8
 from floral.config.schema.task import Model
 from floral.io.files import NotPlain, content_sha256
 
 IN_FOLDER = ("huggingface", "bert")
 """Kinds of models whose argument `path` names the folder of a pretrained model."""
+
+
+def is_of_user(model: Model) -> bool:
+    """Return whether a model has the user's code or the user's weights."""
+    return (
+        model.kind == "module"
+        or model.kind in IN_FOLDER
+        or model.weights is not None
+        or plugins.is_of_study("models", model.kind)
+    )
 
 
 def identity(model: Model) -> dict[str, Any]:

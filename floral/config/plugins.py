@@ -67,6 +67,12 @@ def file(kind: str, name: str) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
+def is_of_study(kind: str, name: str) -> bool:
+    """Return whether a method or model has its Python file in the study."""
+    *of_study, _ = folders(kind)
+    return any((folder / f"{name}.py").exists() for folder in of_study)
+
+
 def builder(kind: str, name: str) -> Callable[..., Any]:
     """Import a method or model and return its function `build`.
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from floral.config import own_model, plugins
 from floral.config.run import Run
 from floral.config.searches import Search
 from floral.config.settings import Settings, read_settings
@@ -71,6 +72,7 @@ class Work:
             suites, searches, missing = missing_data.leave_out_missing(suites, searches, settings.results)
         if main_process:
             check_data.check(missing_data.tasks_of(suites, searches), settings.results)
+            _check_code_of_user(suites, settings)
         work = cls(settings, suites, searches, untuned, tuple(missing))
         if main_process and not dry_run:
             work.correct_dates()
@@ -117,6 +119,27 @@ class Work:
         """Mapping from the name of a suite to all its runs, for the suites that have an unfinished run."""
         unfinished = {run.folder for run in self.unfinished_runs}
         return {name: runs for name, runs in self.suites.items() if unfinished & {run.folder for run in runs}}
+
+
+def _check_code_of_user(suites: Mapping[str, list[Run]], settings: Settings) -> None:
+    """Build the models and methods that the user wrote, and apply the models to one sample, before any job starts.
+
+    Finished runs are left out, and runs whose data are not fetched yet. The models and methods of floral are left out
+    too: they are tested, and importing PyTorch takes seconds.
+
+    Raises:
+        ConfigError: a model or method cannot be used; the message names the task's file.
+    """
+    runs = [
+        run
+        for runs in suites.values()
+        for run in runs
+        if own_model.is_of_user(run.task.model) or plugins.is_of_study("methods", run.variant.method)
+    ]
+    if unfinished := [run for run in runs if not is_finished(settings.results / run.folder)]:
+        from floral.stages import check_model
+
+        check_model.check(unfinished, settings.results)
 
 
 def _use_reference(suites: Mapping[str, list[Run]], settings: Settings, dry_run: bool) -> None:
