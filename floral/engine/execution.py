@@ -47,8 +47,10 @@ several. A repeated measurement then usually makes the same choice."""
 SLOW_FACTOR = 1.3
 """A candidate whose best trial is slower than the best of all by this factor gets no further trials. For this, the time
 that a trial lost to other programs does not count."""
+HOPELESS_FACTOR = 2.0
+"""The same factor for a candidate with fewer than MIN_TRIALS trials."""
 MIN_TRIALS = 2
-"""Minimum number of trials per candidate, because other work on the machine may have slowed down a single trial."""
+"""Minimum number of trials, because other work on the machine may have slowed down a single trial."""
 MAX_MEASUREMENT_S = 5.0
 """Time in seconds after which there are no further trials, once each candidate has had MIN_TRIALS."""
 MAX_MEASUREMENT_SHARE = 0.05
@@ -272,10 +274,10 @@ def measure(
         timings: dict[Execution, list[Timing]] = {candidate: [] for candidate in trials}
         for turn in range(1, 1 + MAX_TRIALS):
             best = min(map(possible, timings.values())) if turn > 1 else math.inf
-            slow = SLOW_FACTOR * best
+            slow = best * (HOPELESS_FACTOR if turn <= MIN_TRIALS else SLOW_FACTOR)
             for candidate, trial in trials.items():
                 done = timings[candidate]
-                if turn <= MIN_TRIALS or (len(undisturbed(done)) < TRIALS and possible(done) <= slow):
+                if turn == 1 or (len(undisturbed(done)) < TRIALS and possible(done) <= slow):
                     done.append(seconds_per_client(trial, state))
             limit = min(MAX_MEASUREMENT_S, share_per_second * best)
             if turn >= MIN_TRIALS and read_clock().wall - began > limit:

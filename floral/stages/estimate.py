@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-from floral.config import paths
+from floral.config import own_model, paths
 from floral.config.run import Run
 from floral.core.units import duration_range, file_size, run_count
 from floral.runs.state import is_finished
@@ -26,8 +26,8 @@ ROUGH_START_SECONDS = 4.0
 """Assumed seconds from the start of a process to its first round."""
 ROUGH_BYTES = 1_000_000
 """Assumed size of a run's folder in bytes."""
-Basis = Literal["variant", "task", "rough"]
-SPREAD: dict[Basis, float] = {"variant": 1.25, "task": 1.5, "rough": 1.8}
+Basis = Literal["variant", "task", "rough", "guess"]
+SPREAD: dict[Basis, float] = {"variant": 1.25, "task": 1.5, "rough": 1.8, "guess": 5.0}
 """How many times longer or shorter than expected a run may take, by what its estimate is based on (see BASIS)."""
 DAMAGED_JSON = (ValueError, KeyError, TypeError)
 """Exceptions when a damaged JSON file is read: invalid JSON, a missing key, a wrong type."""
@@ -48,6 +48,7 @@ BASIS = {
     "variant": "finished runs of the same task and variant",
     "task": "finished runs of the same task",
     "rough": "a rough figure: rounds × clients a round × local epochs × 0.5 ms, 20 ms for convolutions",
+    "guess": "a guess for your own model: 20 ms per client and local epoch; it is better after the first finished run",
 }
 
 
@@ -69,7 +70,8 @@ def expected_costs(runs: Iterable[Run], results: Path) -> dict[Path, Cost]:
     """Return the expected time, disk space and memory of every run, as a mapping from the run's folder to its Cost.
 
     A cost is computed from the finished runs of the same task and variant. If there are none, it is computed from all
-    finished runs of the task. If the task has no finished run, the cost is a rough figure.
+    finished runs of the task. If the task has no finished run, the cost is a rough figure, or a guess for the user's
+    own model.
     """
     by_task: dict[str, list[_Measurement]] = {}
     by_variant: dict[tuple[str, str], list[_Measurement]] = defaultdict(list)
@@ -87,7 +89,8 @@ def expected_costs(runs: Iterable[Run], results: Path) -> dict[Path, Cost]:
         elif measurements := by_task[task.name]:
             expected[run.folder] = _mean(measurements, task.rounds, "task")
         else:
-            expected[run.folder] = Cost(seconds=rough_seconds(run), bytes=ROUGH_BYTES, basis="rough")
+            basis: Basis = "guess" if own_model.is_of_user(task.model) else "rough"
+            expected[run.folder] = Cost(seconds=rough_seconds(run), bytes=ROUGH_BYTES, basis=basis)
     return expected
 
 
@@ -170,7 +173,8 @@ def estimate(
     free = shutil.disk_usage(_existing_parent(results)).free
     counts = Counter(cost.basis for cost in expected)
     basis = "; ".join(f"{run_count(counts[key])} from {words}" for key, words in BASIS.items() if counts[key])
-    rough = f"; {run_count(counts['rough'])} from a rough figure: 1 MB" if counts["rough"] else ""
+    unknown = counts["rough"] + counts["guess"]
+    rough = f"; {run_count(unknown)} from a rough figure: 1 MB" if unknown else ""
     lines.append(f"  time: {duration_range(low, high)} with {run_count(at_once)} at once ({basis})")
     lines.append(f"  disk: about {file_size(size)} in {results}/ ({file_size(free)} free{rough})")
     if size > free:

@@ -207,6 +207,16 @@ def test_a_disturbed_trial_is_repeated(monkeypatch, disturbed, cores, trials):
     assert {cores: clock.trials.count(cores) for cores in (1, 2)} == trials
 
 
+def test_a_much_slower_candidate_has_one_trial_after_its_warm_up(monkeypatch):
+    """One thread is 1.67 times slower here than two."""
+    simulation, clock = simulate("fedavg"), Clock(lambda cores, trial: False)
+    monkeypatch.setattr(execution, "read_clock", clock.read)
+    monkeypatch.setattr(execution, "HOPELESS_FACTOR", 1.6)
+    monkeypatch.setattr(execution.Simulation, "local_training", lambda trial, *_: clock.train(trial.execution))
+    execution.measure(simulation, simulation.start(), [Execution("loop", 1), Execution("loop", 1, workers=2)])
+    assert (clock.trials.count(1), clock.trials.count(2)) == (1 + 1, 1 + 2)
+
+
 @pytest.mark.parametrize(("rounds", "trials"), [(10, 1 + 2), (1000, 1 + 5)])
 def test_trials_cost_a_small_share_of_the_training(monkeypatch, rounds, trials):
     simulation = simulate("fedavg", rounds=rounds)

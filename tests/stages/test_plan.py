@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from projects import ROOT
+from run_folders import make_run
 
 from floral.config.reading import ConfigError
 from floral.config.run import Run
@@ -78,6 +79,9 @@ def test_costs_come_from_the_nearest_finished_runs(runs: list[Run], tmp_path: Pa
 def test_the_estimate_says_what_it_rests_on(runs: list[Run], tmp_path: Path) -> None:
     text = estimate.estimate({"quickstart": runs}, tmp_path, 2)
     assert "6 runs" in text and "0 finished, 6 to do" in text and "a rough figure" in text and "free" in text
+    own = make_run("digits_rotate", "fedavg", 0, model={"kind": "module", "build": "floral.bench.modules:mlp"})
+    text = estimate.estimate({"quickstart": [own]}, tmp_path, 2)
+    assert "from a guess for your own model" in text and "to do" in text
     for run in runs:
         finish(tmp_path, run, 10.0)
     assert estimate.estimate({"quickstart": runs}, tmp_path, 2).endswith("all finished")
