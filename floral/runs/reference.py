@@ -213,10 +213,10 @@ def restore(suites: Mapping[str, list[Run]], results: Path, reference: Path = RE
     restored = []
     for path, in_archive in groupby(available(suites, results, reference), key=itemgetter(0)):
         with _open_archive(path) as archive:
-            chosen = [run for _, run in in_archive]
+            runs = [run for _, run in in_archive]
             with ThreadPoolExecutor(WRITERS) as writers:
-                written = writers.map(partial(_restore_run, archive, results), chosen)
-                restored += [run for run, done in zip(chosen, written, strict=True) if done]
+                written = writers.map(partial(_restore_run, archive, results), runs)
+                restored += [run for run, done in zip(runs, written, strict=True) if done]
     return restored
 
 
