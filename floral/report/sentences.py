@@ -119,9 +119,9 @@ def against_reference(collected: Collected, styles: Mapping[str, Style]) -> list
     sentences = []
     if total := verdicts.total() - verdicts["one seed"]:
         sentences.append(
-            f"{count(total, 'paired comparison')} of a method with {reference}: {_decisions(verdicts)} by their 95 % "
-            f"intervals. After Holm's correction in each task: {surviving['better']} better, "
-            f"{surviving['worse']} worse."
+            f"{count(total, 'paired comparison')} of a method with {reference}: {_decisions(verdicts)}, by the 95 % "
+            f"intervals. After Holm's correction in each task: better in {surviving['better']}, "
+            f"worse in {surviving['worse']}."
         )
     if total := counted_apart.total() - counted_apart["one seed"]:
         sentences.append(
@@ -135,7 +135,7 @@ def against_reference(collected: Collected, styles: Mapping[str, Style]) -> list
 
 def _decisions(verdicts: Mapping[str, int]) -> str:
     undecided = verdicts["open"] + verdicts["equal"]
-    return f"{verdicts['better']} better, {verdicts['worse']} worse, {undecided} undecided"
+    return f"the method is better in {verdicts['better']}, worse in {verdicts['worse']}, undecided in {undecided}"
 
 
 def has_conflicting_clusters(task: Task) -> bool:

@@ -85,7 +85,7 @@ def test_what_holm_takes_back_is_said(results, write):
         "fedavg": ("better", "not after Holm"), "local": ("open", ""), "ensemble": ("better", "not after Holm"),
     }  # fmt: skip
     (lead,) = against_reference(found, material(found).styles)
-    assert "2 better, 0 worse, 1 undecided" in lead and "correction in each task: 0 better, 0 worse" in lead
+    assert "better in 2, worse in 0, undecided in 1, by" in lead and "in each task: better in 0, worse in 0." in lead
 
 
 @pytest.mark.parametrize("task", ["digits_rotate", "synthetic_linear"])
@@ -112,7 +112,7 @@ def test_methods_that_cannot_win_are_counted_apart_with_their_verdicts(results, 
     lead = against_reference(found, material(found).styles)
     assert any(
         sentence.startswith("Counted apart: 1 comparison of methods with one model")
-        and sentence.endswith(": 0 better, 1 worse, 0 undecided.")
+        and sentence.endswith(": the method is better in 0, worse in 1, undecided in 0.")
         for sentence in lead
     )
     assert not any("paired comparison" in sentence for sentence in lead)
