@@ -7,26 +7,22 @@ A line `<!-- table: NAME -->` or `<!-- table: NAME ARGUMENT -->` of a page is re
 from __future__ import annotations
 
 import argparse
-import ast
 import inspect
 import itertools
 import re
 import textwrap
-import types
-import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
-import annotated_types as limits
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
-from floral.cli import methods, tasks
+from floral.cli import keys, methods, tasks
+from floral.cli.keys import code
 from floral.cli.methods import Row
 from floral.cli.parser import parser as command_parser
-from floral.config import catalogue, data_sets, paths, plugins
+from floral.config import catalogue, data_sets, plugins
 from floral.config.schema import data, method, partition, shift, suite, task, tuning
 from floral.config.schema.method import STATEMENTS, MethodFile, Parameter, VariantEntry
 from floral.config.schema.suite import Switch
@@ -34,9 +30,6 @@ from floral.config.settings import Settings, Slurm
 
 REFERENCE = Path(__file__).parent / "reference"
 PLACE = re.compile(r"^<!-- table: (\w+) ?(\w*) -->$", re.MULTILINE)
-SIGNS = {limits.Ge: "≥ {.ge}", limits.Gt: "> {.gt}", limits.Le: "≤ {.le}", limits.Lt: "< {.lt}"}
-WORDS = {int: "integer", float: "number", str: "text", bool: "`true` or `false`", Path: "path", Any: "any value"}
-
 undocumented: list[str] = []
 """Keys and options without a description, as the tables come upon them."""
 
@@ -51,14 +44,12 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def of_keys(name: str) -> str:
     """The keys of a schema, below the docstring of its class."""
-    model, rows = _schema(name), []
-    for key, field in model.model_fields.items():
-        meaning = field.description or _attribute_docs(model).get(key) or _comments(model).get(key, "")
-        if key != "name":  # the file's own
-            if not meaning:
-                undocumented.append(f"{name}.{key}")
-            rows.append((f"`{key}`", _type(field.annotation, field.metadata), _default(field), _text(meaning)))
-    about = inspect.cleandoc(vars(model).get("__doc__") or "").split("\n\n")
+    schema, rows = _schema(name), []
+    for key in keys.keys(schema, _link):
+        if not key.meaning:
+            undocumented.append(f"{name}.{key.name}")
+        rows.append((f"`{key.name}`", key.type, key.default, _text(key.meaning)))
+    about = inspect.cleandoc(vars(schema).get("__doc__") or "").split("\n\n")
     return "\n\n".join([*map(_text, about), _table(("Key", "Type", "Default", "Meaning"), rows)])
 
 
@@ -69,49 +60,8 @@ def _schema(name: str) -> type[BaseModel]:
     return classes[name]
 
 
-def _attribute_docs(model: type[BaseModel]) -> dict[str, str]:
-    """key → the string below it in the source of its class."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
-    pairs = itertools.pairwise(getattr(body, "body", ()))
-    return {
-        key.target.id: str(below.value.value) for key, below in pairs
-        if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name)
-        and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-    }  # fmt: skip
-
-
-def _comments(model: type[BaseModel]) -> dict[str, str]:
-    """key → its comment in config/config.yaml, which documents the settings where they are changed."""
-    indent = {Settings: "", Slurm: "  "}.get(model)
-    text = (paths.CONFIG_FOLDER / "config.yaml").read_text(encoding="utf-8")
-    return {} if indent is None else dict(re.findall(rf"^{indent}(\w+):.*?# +(.+)$", text, re.MULTILINE))
-
-
-def _default(field: FieldInfo) -> str:
-    value = None if field.is_required() else field.get_default(call_default_factory=True)
-    if field.is_required() or value is None:
-        return "required" if field.is_required() else "none"
-    return "its defaults" if isinstance(value, BaseModel) else _code(list(value) if isinstance(value, tuple) else value)
-
-
-def _type(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    """The type of a value in words, with its range."""
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin is typing.Annotated:
-        return _type(inner[0], [*metadata, *inner[1:]])
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        return _links().get(annotation.__name__, "mapping")
-    if origin in (typing.Union, types.UnionType):
-        words = " or ".join(dict.fromkeys(_type(part) for part in inner if part is not type(None)))
-    elif origin is typing.Literal:
-        words = ", ".join(map(_code, inner))
-    elif origin is not None:
-        words = f"list of {_type(inner[0])}" if origin is tuple else f"mapping of names to {_type(inner[1])}"
-    else:
-        words = WORDS.get(annotation, str(annotation))
-    bounds = [bound for one in metadata for bound in (one.metadata if isinstance(one, FieldInfo) else [one])]
-    ranges = [SIGNS[type(bound)].format(bound) for bound in bounds if type(bound) in SIGNS]
-    return ", ".join([words, *ranges, *["at least one" for bound in bounds if isinstance(bound, limits.MinLen)]])
+def _link(schema: type[BaseModel]) -> str:
+    return _links().get(schema.__name__, "mapping")
 
 
 @cache
@@ -132,7 +82,10 @@ def of_models() -> str:
     rows = []
     for kind in plugins.names("models"):
         fields = catalogue.model_options(kind).model_fields.items()
-        said = [f"`{key}`: {_type(f.annotation)}{', required' if f.is_required() else ''}" for key, f in fields]
+        said = [
+            f"`{key}`: {keys.type_words(f.annotation, _link)}{', required' if f.is_required() else ''}"
+            for key, f in fields
+        ]
         rows.append((f"`{kind}`", "; ".join(said)))
     return _table(("Kind", "Arguments"), rows)
 
@@ -166,12 +119,12 @@ def _option(parser: argparse.ArgumentParser, action: argparse.Action) -> tuple[s
     name = ", ".join(action.option_strings) or str(action.metavar or action.dest)
     if not action.help:
         undocumented.append(f"{parser.prog} {name}")
-    values = ", ".join(map(_code, action.choices or ())) or (str(action.metavar or "") if action.option_strings else "")
+    values = ", ".join(map(code, action.choices or ())) or (str(action.metavar or "") if action.option_strings else "")
     needed = action.required if action.option_strings else action.nargs not in ("?", "*")
     if action.dest in ("cores", "threads") and action.default != 1:
         default = "the cores"  # of the machine that builds the page, otherwise
     else:
-        default = _code(action.default) if action.default not in (None, False, argparse.SUPPRESS) else ""
+        default = code(action.default) if action.default not in (None, False, argparse.SUPPRESS) else ""
     return f"`{name}`", values, "required" if needed else default, _text(action.help or "")
 
 
@@ -226,7 +179,7 @@ def _parameters(found: dict[str, Parameter]) -> str:
         bounds = {"≥": one.at_least, ">": one.above, "≤": one.at_most}
         ranges = [f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None]
         rows.append(
-            (f"`{key}`", _code(one.default), ", ".join([*ranges, *map(_code, one.choices or ())]), _text(one.doc))
+            (f"`{key}`", code(one.default), ", ".join([*ranges, *map(code, one.choices or ())]), _text(one.doc))
         )
     return _table(("Parameter", "Default", "Values", "Meaning"), rows)
 
@@ -253,8 +206,8 @@ def of_switches() -> str:
     """A section for each row of config/fidelity.yaml."""
 
     def section(name: str, one: Switch) -> str:
-        values = f"Official: {_code(one.official)}. Corrected: {_code(one.corrected)}."
-        return f"## {name}\n\n{_text(one.doc)}\n\n{values} Values: {', '.join(map(_code, one.choices))}."
+        values = f"Official: {code(one.official)}. Corrected: {code(one.corrected)}."
+        return f"## {name}\n\n{_text(one.doc)}\n\n{values} Values: {', '.join(map(code, one.choices))}."
 
     return "\n\n".join(section(*item) for item in catalogue.switches().items())
 
@@ -275,10 +228,6 @@ def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def _sentence(words: str) -> str:
     return f"{words[:1].upper()}{words[1:].rstrip('.')}."
-
-
-def _code(value: object) -> str:
-    return f"`{str(value).lower() if isinstance(value, bool) else value}`" if value != "" else "empty"
 
 
 def _text(words: str) -> str:

@@ -366,6 +366,19 @@ def tasks(arguments: Namespace, settings: Settings) -> None:
     print(_json([row.values for row in rows]) if arguments.json else tasks.text(rows))
 
 
+def keys(arguments: Namespace, settings: Settings) -> None:
+    from floral.cli import keys
+    from floral.config.reading import suggest
+
+    del settings
+    if arguments.name is None:
+        print("\n".join(f"floral keys {name}" for name in keys.SCHEMAS))
+    elif arguments.name not in keys.SCHEMAS:
+        raise suggest("name", arguments.name, keys.SCHEMAS)
+    else:
+        print(keys.text(arguments.name))
+
+
 # ------------------------------------------------------------------------------------------ benchmarks
 
 

@@ -130,6 +130,11 @@ def parser() -> argparse.ArgumentParser:
     )
     tasks = command("tasks", commands.tasks, "list all tasks by data set, and say whether the data are available")
 
+    keys = command("keys", commands.keys, "list the keys of a YAML file, with their types, defaults and meanings")
+    keys.add_argument(
+        "name", metavar="NAME", nargs="?", help="task, suite, method, settings … (default: list the names)"
+    )
+
     _add_check(command("check", commands.check, "test a method, model or task of your own: what holds, fails and why"))
     _add_bench(command("bench", commands.bench, "measure the time and memory of training, reports and data"))
 
