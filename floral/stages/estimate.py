@@ -166,6 +166,14 @@ def estimate(
     }
     if not todo:
         return "\n".join(lines)
+    changed = sum(
+        any(map(is_finished, (results / run.folder).parent.glob(f"seed{run.seed}-*"))) for run in todo.values()
+    )
+    if changed:
+        lines.append(
+            f"  {run_count(changed)} to do although a run of this name is finished: a value, or code of yours, has "
+            "changed since; the earlier run is kept"
+        )
     expected = expected_costs(todo.values(), results).values()
     at_once = min(workers, len(todo))
     low, high = time_range([(cost.seconds, cost.basis) for cost in expected], at_once)
