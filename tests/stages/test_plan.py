@@ -85,8 +85,8 @@ def test_the_estimate_says_what_it_rests_on(runs: list[Run], tmp_path: Path) -> 
     for run in runs:
         finish(tmp_path, run, 10.0)
     assert estimate.estimate({"quickstart": runs}, tmp_path, 2).endswith("all finished")
-    finish(tmp_path, make_run("digits_rotate", "fedavg", 0, rounds=7), 10.0)
-    text = estimate.estimate({"quickstart": runs}, tmp_path, 2)
+    changed = make_run("digits_rotate", "fedavg", runs[0].seed, rounds=7)
+    text = estimate.estimate({"quickstart": [changed]}, tmp_path, 2)
     assert "1 run to do although a run of this name is finished: a value, or code of yours" in text
 
 
