@@ -19,6 +19,9 @@ def test_the_example_of_a_new_study_is_valid(tmp_path: Path) -> None:
     assert "cd 'my study' && snakemake" in project.call("floral", "init", "my study").stdout
     said = Project(tmp_path / "my study").call("floral", "plan").stdout
     assert "suite flowers: 12 runs of 1 task and 4 variants" in said
+    module = tmp_path / "my study/config/suites/module.yaml"
+    module.write_text("title: T\nruns: [{tasks: [flowers_module], variants: [floral_1], seeds: [0]}]\n")
+    assert "1 run of 1 task" in Project(tmp_path / "my study").call("floral", "plan", "module").stdout
     settings = read(tmp_path / "my study/config/config.yaml")
     assert settings == {**read(ROOT / "config/config.yaml"), "suite": "flowers"}
     profiles = [tmp_path / "my study" / name / "profile.v9+.yaml" for name in ("local", "gpu", "slurm")]
