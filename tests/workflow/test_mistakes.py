@@ -18,26 +18,33 @@ from floral.config.suites import suite_runs
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ("suite=tony", ["config/suites", "unknown suite 'tony'", "'tiny'"]),
-        ("tasks=[digits_rotat]", ["suite 'tiny'", "unknown task 'digits_rotat'", "'digits_rotate'"]),
-        ("variants=[fedavgg]", ["suite 'tiny'", "unknown variant 'fedavgg'", "'fedavg'"]),
-        ("seeds=[7]", ["suite 'tiny'", "unknown seed '7'", "known: 0"]),
-        ("seeds=0,1", ["seeds: this is one word and not a list", "'seeds=[0,1]'"]),
-        ("variants=fedavg,floral_1", ["variants: this is one word and not a list", "'variants=[fedavg,floral_1]'"]),
-        ("tasks=a;b", ["tasks: this is one word and not a list"]),
-        ("seeds=0-3", ["seeds: '0-3' is not a whole number", "'seeds=[0,1]'"]),
-        ("results=3", ["results: must be the path of a file or folder"]),
-        ("slurm=main", ["slurm: must be a mapping", "'main'"]),
-        ("slurm={partitions: main}", ["slurm: unknown key 'partitions'; did you mean 'partition'?"]),
-        ("seads=[0]", ["config/config.yaml or --config", "unknown key 'seads'", "'seeds'"]),
-        ("device=gpu", ["config/config.yaml or --config", "device", "'cuda'", "'gpu'"]),
-        ("precision=fp16", ["config/config.yaml or --config", "precision", "'bf16'", "'fp16'"]),
-        ("runs_per_gpu=0", ["runs_per_gpu", "greater than 0"]),
-        ("checkpoint_seconds=0", ["checkpoint_seconds", "greater than 0"]),
+        (["suite=tony"], ["config/suites", "unknown suite 'tony'", "'tiny'"]),
+        (["tasks=[digits_rotat]"], ["suite 'tiny'", "unknown task 'digits_rotat'", "'digits_rotate'"]),
+        (["variants=[fedavgg]"], ["suite 'tiny'", "unknown variant 'fedavgg'", "'fedavg'"]),
+        (["seeds=[7]"], ["suite 'tiny'", "unknown seed '7'", "known: 0"]),
+        (
+            ["seeds=0-3", "slurm={partitions: main}"],
+            ["seeds: '0-3' is not a whole number", "slurm: unknown key 'partitions'; did you mean 'partition'?"],
+        ),
+        (
+            ["seeds=0,1", "variants=fedavg,floral_1", "tasks=a;b", "results=3", "slurm=main", "seads=[0]", "device=gpu",
+             "precision=fp16", "runs_per_gpu=0", "checkpoint_seconds=0"],
+            ["seeds: this is one word and not a list", "'seeds=[0,1]'",
+             "variants: this is one word and not a list", "'variants=[fedavg,floral_1]'",
+             "tasks: this is one word and not a list",
+             "results: must be the path of a file or folder",
+             "slurm: must be a mapping", "'main'",
+             "config/config.yaml or --config: unknown key 'seads'; did you mean 'seeds'",
+             "config/config.yaml or --config: device: must be", "'cuda'", "'gpu'",
+             "config/config.yaml or --config: precision: must be", "'bf16'", "'fp16'",
+             "runs_per_gpu: must be greater than 0",
+             "checkpoint_seconds: must be greater than 0"],
+        ),
     ],
-)
-def test_snakemake_says_what_is_wrong(finished: Project, config: str, words: list[str]) -> None:
-    call = finished.snakemake(config)
+)  # fmt: skip
+def test_snakemake_says_what_is_wrong(finished: Project, config: list[str], words: list[str]) -> None:
+    """All mistakes in the settings are named at once."""
+    call = finished.snakemake(*config)
     assert call.returncode == 1
     assert all(word in call.stdout for word in words), call.stdout
     assert not [word for word in SNAKEMAKES_WORDS if word in call.stdout], call.stdout
