@@ -57,8 +57,9 @@ candidate costs less than further trials."""
 MAX_BYTES = 512 << 20
 """Maximum estimated memory in bytes of all clients that train at the same time on a CPU. Larger chunks are not faster,
 because their weights and activations do not fit into the cache."""
-MAX_BYTES_OF_VMAP = 384 << 20
-"""The same maximum for the backend `vmap`, which also computes steps that are too large to be recorded."""
+MAX_BYTES_UNRECORDED = 256 << 20
+"""The same maximum for the backend `vmap`, if the step is too large to be recorded. The process takes up to 2.5 times
+as much, because large tensors that are freed leave gaps between those that remain."""
 MAX_RECORDED_BYTES = 128 << 20
 """Maximum number of bytes of all tensors that one client's step makes, for the step to be recorded. A recording keeps
 them until it is made. It saves dispatch, which is a small share of a larger step."""
@@ -88,7 +89,7 @@ def choose(
     lists, step_bytes = on_gpu(cohort), 0
     if on_this_cpu:
         client_bytes, step_bytes = (0, 0) if backend == "loop" else memory_of_client(simulation, state)
-        lists = on_cpu(cohort, cores, client_bytes)
+        lists = on_cpu(cohort, cores, client_bytes, step_bytes)
     plain, recorded = ([replace(execution, precision=precision) for execution in candidates] for candidates in lists)
     if backend == "batched":
         return fastest(measure(simulation, state, recorded), "the fastest of the requested backend")
@@ -151,14 +152,16 @@ def memory_of_client(simulation: Simulation, state: State) -> tuple[int, int]:
     return memory.peak, memory.total // steps
 
 
-def on_cpu(cohort: int, cores: int, client_bytes: int) -> tuple[list[Execution], list[Execution]]:
+def on_cpu(cohort: int, cores: int, client_bytes: int, step_bytes: int = 0) -> tuple[list[Execution], list[Execution]]:
     """Return two lists of candidates (ways to compute a run on a CPU): first `vmap` and `loop`, then `batched`.
 
     They use 1, 2, 4 … cores, and at most `cores`, because a small round is often slower on more cores. Both lists begin
     with the candidates of one core. The clients that train at the same time take at most MAX_BYTES, if each takes
-    `client_bytes`, but there is at least one per core. If only one client fits, there is no candidate with `vmap`.
+    `client_bytes`, but there is at least one per core. With `vmap`, they take at most MAX_BYTES_UNRECORDED if all
+    tensors of a step have more than MAX_RECORDED_BYTES. If only one client fits, there is no candidate with `vmap`.
     """
-    most, most_of_vmap = (max(1, limit // max(1, client_bytes)) for limit in (MAX_BYTES, MAX_BYTES_OF_VMAP))
+    limit_of_vmap = MAX_BYTES if step_bytes <= MAX_RECORDED_BYTES else MAX_BYTES_UNRECORDED
+    most, most_of_vmap = (max(1, limit // max(1, client_bytes)) for limit in (MAX_BYTES, limit_of_vmap))
     wide = min(cohort, 30, most_of_vmap)
     vmap = ["vmap"] if wide > 1 else []
     plain = [
