@@ -47,8 +47,10 @@ several. A repeated measurement then usually makes the same choice."""
 SLOW_FACTOR = 1.3
 """A candidate whose best trial is slower than the best of all by this factor gets no further trials. For this, the time
 that a trial lost to other programs does not count."""
+HOPELESS_FACTOR = 2.0
+"""The same factor for a candidate with fewer than MIN_TRIALS trials."""
 MIN_TRIALS = 2
-"""Minimum number of trials per candidate, because other work on the machine may have slowed down a single trial."""
+"""Minimum number of trials, because other work on the machine may have slowed down a single trial."""
 MAX_MEASUREMENT_S = 5.0
 """Time in seconds after which there are no further trials, once each candidate has had MIN_TRIALS."""
 MAX_MEASUREMENT_SHARE = 0.05
@@ -57,12 +59,11 @@ candidate costs less than further trials."""
 MAX_BYTES = 512 << 20
 """Maximum estimated memory in bytes of all clients that train at the same time on a CPU. Larger chunks are not faster,
 because their weights and activations do not fit into the cache."""
-MAX_BYTES_UNRECORDED = 256 << 20
-"""The same maximum for the backend `vmap`, if the step is too large to be recorded. The process takes up to 2.5 times
-as much, because large tensors that are freed leave gaps between those that remain."""
+MAX_BYTES_OF_VMAP = 384 << 20
+"""The same maximum for the backend `vmap`, which also computes steps that are too large to be recorded."""
 MAX_RECORDED_BYTES = 128 << 20
-"""Maximum number of bytes of all tensors that one client's step makes, for the step to be recorded. A recording keeps
-them until it is made. It saves dispatch, which is a small share of a larger step."""
+"""Maximum number of bytes of all tensors that one client's step makes, for "auto" to record the step or to vectorise it
+with `vmap`. Both save dispatch, which is a small share of a larger step, and both need more memory."""
 MIN_TRAINING_S = 1.5
 """Minimum estimated training time in seconds for which recording the steps saves time."""
 
@@ -74,9 +75,10 @@ def choose(
 
     A candidate is a backend with a chunk size and a number of workers. With "auto", candidates of all backends are
     timed on clients of the first cohort, except those that cannot compute the method. The backend `batched` is left out
-    if training is so short that recording the steps takes longer than it saves. With "batched", only the candidates of
-    this backend are timed. With "vmap", one trial shows whether it can compute the method. With "loop", nothing is
-    timed.
+    if training is so short that recording the steps takes longer than it saves. On a CPU, a step with tensors of more
+    than MAX_RECORDED_BYTES is computed by `loop`, and only the numbers of cores are compared. With "batched", only the
+    candidates of this backend are timed. With "vmap", one trial shows whether it can compute the method. With "loop",
+    nothing is timed.
 
     Raises:
         Refused: the requested backend cannot run the method.
@@ -89,7 +91,7 @@ def choose(
     lists, step_bytes = on_gpu(cohort), 0
     if on_this_cpu:
         client_bytes, step_bytes = (0, 0) if backend == "loop" else memory_of_client(simulation, state)
-        lists = on_cpu(cohort, cores, client_bytes, step_bytes)
+        lists = on_cpu(cohort, cores, client_bytes)
     plain, recorded = ([replace(execution, precision=precision) for execution in candidates] for candidates in lists)
     if backend == "batched":
         return fastest(measure(simulation, state, recorded), "the fastest of the requested backend")
@@ -101,12 +103,14 @@ def choose(
             with operation_threads():
                 seconds_per_client(trial_of(simulation, requested[-1]), state)
         return replace(requested[-1], reason="requested in the settings")
+    if step_bytes > MAX_RECORDED_BYTES:
+        loops = [execution for execution in plain if execution.backend == "loop"]
+        why = f"one client at a time, because a step takes {step_bytes >> 20} MB"
+        return fastest(measure(simulation, state, loops), why) if len(loops) > 1 else replace(loops[0], reason=why)
     refused: list[str] = []
     seconds = measure(simulation, state, plain, refused)
     if training_seconds(simulation, min(seconds.values())) < MIN_TRAINING_S:
         return fastest(seconds, "the fastest without recording, because recording takes longer than it saves", refused)
-    if step_bytes > MAX_RECORDED_BYTES:
-        return fastest(seconds, f"the fastest without recording a step of {step_bytes >> 20} MB", refused)
     try:
         return fastest(measure(simulation, state, recorded) | seconds, "the fastest", refused)
     except Refused as reason:
@@ -152,16 +156,14 @@ def memory_of_client(simulation: Simulation, state: State) -> tuple[int, int]:
     return memory.peak, memory.total // steps
 
 
-def on_cpu(cohort: int, cores: int, client_bytes: int, step_bytes: int = 0) -> tuple[list[Execution], list[Execution]]:
+def on_cpu(cohort: int, cores: int, client_bytes: int) -> tuple[list[Execution], list[Execution]]:
     """Return two lists of candidates (ways to compute a run on a CPU): first `vmap` and `loop`, then `batched`.
 
     They use 1, 2, 4 … cores, and at most `cores`, because a small round is often slower on more cores. Both lists begin
     with the candidates of one core. The clients that train at the same time take at most MAX_BYTES, if each takes
-    `client_bytes`, but there is at least one per core. With `vmap`, they take at most MAX_BYTES_UNRECORDED if all
-    tensors of a step have more than MAX_RECORDED_BYTES. If only one client fits, there is no candidate with `vmap`.
+    `client_bytes`, but there is at least one per core. If only one client fits, there is no candidate with `vmap`.
     """
-    limit_of_vmap = MAX_BYTES if step_bytes <= MAX_RECORDED_BYTES else MAX_BYTES_UNRECORDED
-    most, most_of_vmap = (max(1, limit // max(1, client_bytes)) for limit in (MAX_BYTES, limit_of_vmap))
+    most, most_of_vmap = (max(1, limit // max(1, client_bytes)) for limit in (MAX_BYTES, MAX_BYTES_OF_VMAP))
     wide = min(cohort, 30, most_of_vmap)
     vmap = ["vmap"] if wide > 1 else []
     plain = [
@@ -275,10 +277,10 @@ def measure(
         timings: dict[Execution, list[Timing]] = {candidate: [] for candidate in trials}
         for turn in range(1, 1 + MAX_TRIALS):
             best = min(map(possible, timings.values())) if turn > 1 else math.inf
-            slow = SLOW_FACTOR * best
+            slow = best * (HOPELESS_FACTOR if turn <= MIN_TRIALS else SLOW_FACTOR)
             for candidate, trial in trials.items():
                 done = timings[candidate]
-                if turn <= MIN_TRIALS or (len(undisturbed(done)) < TRIALS and possible(done) <= slow):
+                if turn == 1 or (len(undisturbed(done)) < TRIALS and possible(done) <= slow):
                     done.append(seconds_per_client(trial, state))
             limit = min(MAX_MEASUREMENT_S, share_per_second * best)
             if turn >= MIN_TRIALS and read_clock().wall - began > limit:
