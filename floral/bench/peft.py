@@ -55,7 +55,7 @@ def adapted(folder: Path, outputs: int, targets: Sequence[str], **lora: Any) -> 
     from transformers import BertModel, utils  # pyright: ignore[reportMissingImports] - of the extra `hf`
 
     utils.logging.disable_progress_bar()
-    model = MeanPooled(BertModel.from_pretrained(folder, local_files_only=True), outputs)
+    model = MeanPooled(BertModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False), outputs)
     config = LoraConfig(target_modules=list(targets), modules_to_save=["classifier"], **lora)
     return get_peft_model(model, config).eval()
 
