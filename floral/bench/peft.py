@@ -54,6 +54,7 @@ def adapted(folder: Path, outputs: int, targets: Sequence[str], **lora: Any) -> 
     from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports] - of the extra `hf`
     from transformers import BertModel, utils  # pyright: ignore[reportMissingImports] - of the extra `hf`
 
+    utils.logging.set_verbosity_error()
     utils.logging.disable_progress_bar()
     model = MeanPooled(BertModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False), outputs)
     config = LoraConfig(target_modules=list(targets), modules_to_save=["classifier"], **lora)
