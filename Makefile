@@ -71,7 +71,7 @@ docs: $(INSTALLED) ## build the documentation into site/; a broken link or ancho
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 	@echo "The documentation: site/index.html (its search needs a server: $(BIN)/mkdocs serve)"
 
-bench: $(INSTALLED) ## time a round against bare PyTorch: 6 minutes, with nothing else running
+bench: $(INSTALLED) ## time a round against bare PyTorch: 8 minutes, with nothing else running
 	$(BIN)/floral bench report
 
 ui: $(INSTALLED) ## show the tracked runs of the results folder in MLflow at http://127.0.0.1:5000

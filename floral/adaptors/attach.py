@@ -41,7 +41,7 @@ class Adaptors:
     application: str = "cheaper"
     """How a mixture is applied: "merged" into the layer's weight, or "unmerged", as separate adaptors.
 
-    "cheaper" chooses for each layer the way with fewer multiply-adds.
+    "cheaper" chooses for each layer the way with fewer multiply-adds, see `merges`.
     """
     dropout: Mapping[str, Dropout] = field(default_factory=dict)
     """Adapted layer → dropout of the adaptors' input in this layer. The layer itself gets its input unchanged.
@@ -167,7 +167,7 @@ class Adaptors:
                 ), None
             if noise is not None and name in self.dropout and not isinstance(adaptor, NormAdaptor):
                 return None, adaptor.unmerged(factors, weights, self.dropped(name, x, noise))
-            if isinstance(adaptor, NormAdaptor) or self.merges(adaptor, x.shape, len(weights)):
+            if isinstance(adaptor, NormAdaptor) or self.merges(name, x.shape, len(weights)):
                 if name not in merged:
                     merged[name] = adaptor.merged(factors, weights)
                 return merged[name], None
@@ -273,16 +273,21 @@ class Adaptors:
         }
         return replace(self, by_layer={name: adapted[name] for name in self.model.layers if name in adapted})
 
-    def merges(self, adaptor: Adaptor, shape: torch.Size, clusters: int) -> bool:
+    def merges(self, name: str, shape: torch.Size, clusters: int) -> bool:
         """Return whether the C adaptors of a layer are merged into the layer's weight, and not applied separately.
 
         If `application` is "cheaper", the way with fewer multiply-adds is chosen. Their number depends on `shape`, the
-        shape of the layer's input.
+        shape of the layer's input. If the layer is frozen, merging also needs the gradient of the layer's weight. This
+        has as many multiply-adds as the layer, and so a third of them per pass, because a step with gradients has about
+        three times the multiply-adds of a forward pass.
         """
+        adaptor = self.by_layer[name]
         if isinstance(adaptor, NormAdaptor):
             return True
         if self.application == "cheaper":
             merged, beside = adaptor.multiply_adds(shape, clusters)
+            if f"{name}.weight" in self.model.constants:
+                merged += self.model.layers[name].multiply_adds(shape) // 3
             return merged < beside
         return self.application == "merged"
 
@@ -303,7 +308,7 @@ class Adaptors:
             )
 
         def merges(name: str) -> bool:
-            return name not in self.dropout and self.merges(self.by_layer[name], inputs[name], clusters)
+            return name not in self.dropout and self.merges(name, inputs[name], clusters)
 
         added = sum(
             adaptor.multiply_adds(inputs[name], clusters)[0 if merges(name) else 1]

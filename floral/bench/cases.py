@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from floral.bench import timing
-from floral.bench.prepare import benchmark_run
-from floral.bench.processes import memory_bytes
+from floral.bench.peft import PACKAGES, PeftRounds
+from floral.bench.prepare import benchmark_run, missing_files
+from floral.bench.processes import in_new_process, memory_bytes
 from floral.bench.rounds import BaselineRounds, EngineRounds
+from floral.config import networks
 from floral.config.run import Run
+from floral.core.process import configure_process
 
 Direction = Literal["max", "min"]
 BASELINE = "baseline"
 """As `Case.reference`: compare with the PyTorch baseline instead of another variant."""
-DECLARED = "declared"
-"""As `Case.reference`: compare with the same variant on the model of the task, which is written in declared layers."""
+PEFT = "peft"
+"""As `Case.reference`: compare with a bare loop of the packages peft and transformers."""
+UNCHANGED = "unchanged"
+"""As `Case.reference`: compare with the same variant on the task as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,26 +61,51 @@ class Case:
     task: str
     variant: str
     reference: str = BASELINE
-    """Another variant, BASELINE or DECLARED."""
+    """Another variant, BASELINE, PEFT or UNCHANGED."""
     measure: Callable[[Case, Options], dict[str, Any]]
     change: Mapping[str, Any] = field(default_factory=dict)
-    """Values of the task that are replaced. With the reference DECLARED, they are replaced in the measured run only."""
+    """Values of the task that are replaced. With the reference UNCHANGED, only the measured run has them."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Hyper-parameters that are replaced in the variant, and in the variant of the reference."""
     backend: str | None = None
     """The backend, if it differs from the option."""
+    packages: tuple[str, ...] = ()
+    """Packages of the extra `hf` that the case needs. If one of them or a file of the data is missing, this case is not
+    measured. Other cases stop the report if data are missing."""
 
     @property
     def runs(self) -> list[Run]:
-        """The run of the variant and, unless the reference is the PyTorch baseline, the run of the reference."""
-        measured = benchmark_run(self.task, self.variant, self.change)
-        if self.reference == BASELINE:
+        """The run of the variant and, if the engine also trains the reference, the run of the reference."""
+        measured = benchmark_run(self.task, self.variant, self.change, self.params)
+        if self.reference in (BASELINE, PEFT):
             return [measured]
-        if self.reference == DECLARED:
-            return [measured, benchmark_run(self.task, self.variant)]
-        return [measured, benchmark_run(self.task, self.reference, self.change)]
+        if self.reference == UNCHANGED:
+            return [measured, benchmark_run(self.task, self.variant, params=self.params)]
+        return [measured, benchmark_run(self.task, self.reference, self.change, self.params)]
+
+    def options(self, options: Options) -> Options:
+        """Return the options with the backend of this case."""
+        return replace(options, backend=self.backend or options.backend)
+
+    def missing(self, results: Path, data_dir: Path | None) -> str | None:
+        """Return what a case with `packages` cannot be measured without, and the remedy; None if nothing is missing."""
+        if not self.packages:
+            return None
+        if packages := [name for name in self.packages if find_spec(name) is None]:
+            return f"the package {' and '.join(packages)} is missing; install it with: pip install 'floral-bench[hf]'"
+        names = [data for run in self.runs for data in networks.to_fetch(run.task) if isinstance(data, str)]
+        if files := missing_files(dict.fromkeys(names), results, data_dir):
+            paths = ", ".join(path for paths in files.values() for path in paths)
+            return f"missing: {paths}; set `FLORAL_DATA` or `data_dir` to the folder that holds them"
+        return None
 
     def row(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Return the table row of this case: its name, its limit and the values of `result`."""
         return {"case": self.name, "ratio": None, "limit": self.limit, "direction": self.direction, **result}
+
+    def row_without_result(self, missing: str) -> dict[str, Any]:
+        """Return the table row of this case if it cannot be measured. `missing` says what is missing."""
+        return self.row({"spread": 0.0, "seconds": [], "executions": [], "disturbance": None, "missing": missing})
 
 
 def to_baseline(case: Case, options: Options) -> dict[str, Any]:
@@ -89,13 +120,13 @@ def to_variant(case: Case, options: Options) -> dict[str, Any]:
     return compare(measured, reference, options)
 
 
-def to_declared(case: Case, options: Options) -> dict[str, Any]:
-    """Measure the seconds per round with a PyTorch module, divided by those of the same model in declared layers.
+def to_peft(case: Case, options: Options) -> dict[str, Any]:
+    """Measure the seconds per round, divided by those of as many steps on the same batches with peft.
 
-    Both use the backend of the case.
+    Both use one thread.
     """
-    measured, reference = (replace(options, backend=case.backend or options.backend).engine(run) for run in case.runs)
-    return compare(measured, reference, options)
+    (run,) = case.runs
+    return compare(options.engine(run, threads=1), PeftRounds.of(run, options.results), options)
 
 
 def peak_gigabytes(case: Case, options: Options) -> dict[str, Any]:
@@ -103,14 +134,28 @@ def peak_gigabytes(case: Case, options: Options) -> dict[str, Any]:
 
     The result stands under the key `ratio`, as in the other cases, although it is not a ratio.
     """
-    measured = replace(options, backend=case.backend or options.backend).engine(case.runs[0])
+    gigabytes, seconds, execution = peak_of_round(case.runs[0], options)
+    return {"ratio": gigabytes, "spread": 0.0, "seconds": [seconds], "executions": [execution]}
+
+
+def peak_to_reference(case: Case, options: Options) -> dict[str, Any]:
+    """Measure the largest memory as `peak_gigabytes`, divided by that of the reference.
+
+    Each run has its own process.
+    """
+    peaks = [in_new_process(peak_of_round, run, options) for run in case.runs]
+    gigabytes, seconds, executions = ([*values] for values in zip(*peaks, strict=True))
+    return {"ratio": gigabytes[0] / gigabytes[1], "spread": 0.0, "seconds": seconds, "executions": executions}
+
+
+def peak_of_round(run: Run, options: Options) -> tuple[float, float, str]:
+    """Build a run and train its first round. Return the largest memory of the process in GB, the seconds of the round,
+    and how it was computed.
+    """
+    configure_process(options.threads)
+    measured = options.engine(run)
     seconds = timing.time_block(measured, 1)
-    return {
-        "ratio": memory_bytes("VmHWM") / 1e9,
-        "spread": 0.0,
-        "seconds": [seconds],
-        "executions": [str(measured)],
-    }
+    return memory_bytes("VmHWM") / 1e9, seconds, str(measured)
 
 
 def to_every_cluster(case: Case, options: Options) -> dict[str, Any]:
@@ -147,7 +192,7 @@ def rounds_per_second(case: Case, options: Options) -> dict[str, Any]:
 
 
 def compare(
-    measured: EngineRounds, reference: EngineRounds | BaselineRounds, options: Options, times: int = 1
+    measured: EngineRounds, reference: EngineRounds | BaselineRounds | PeftRounds, options: Options, times: int = 1
 ) -> dict[str, Any]:
     """Time a measured and a reference implementation in alternating blocks of rounds.
 
@@ -163,6 +208,9 @@ def compare(
         "executions": [str(measured), str(reference)],
     }
 
+
+LANGUAGE = ("tokenizers", *PACKAGES)
+"""Packages that the cases with texts need."""
 
 CASES = (
     Case(
@@ -240,8 +288,8 @@ CASES = (
             limit=limit,
             task="mnist_rotate",
             variant="fedavg",
-            reference=DECLARED,
-            measure=to_declared,
+            reference=UNCHANGED,
+            measure=to_variant,
             change={"model": {"kind": "module", "build": "floral.bench.modules:mlp", "arguments": {"hidden": 200}}},
             backend=backend,
         )
@@ -263,6 +311,63 @@ CASES = (
             backend=backend,
         )
         for backend in ("loop", "auto")
+    ),
+    *(
+        Case(
+            name=f"{name}: fedit / peft, rank 4, sentiment_genres, one thread, {backend}",
+            limit=limit,
+            task="sentiment_genres",
+            variant="fedit_trained_base",
+            reference=PEFT,
+            measure=to_peft,
+            change={"participation": participation},
+            params={"rank": 4, "bias": False},
+            backend=backend,
+            packages=LANGUAGE,
+        )
+        for name, backend, limit, participation in (
+            ("step of one client", "loop", 1.1, 0.025),
+            ("steps of two clients", "auto", 1.0, 0.05),
+        )
+    ),
+    Case(
+        name="floral_1 with C = 4 / fedit, rank 4, sentiment_genres",
+        limit=1.25,
+        task="sentiment_genres",
+        variant="floral_1",
+        reference="fedit_trained_base",
+        measure=to_variant,
+        change={"participation": 0.05},
+        params={"rank": 4},
+        backend="loop",
+        packages=LANGUAGE,
+    ),
+    Case(
+        name="GB of memory, sentiment_genres, 40 clients, floral_1 with rank 4, auto",
+        limit=1.5,
+        task="sentiment_genres",
+        variant="floral_1",
+        measure=peak_gigabytes,
+        change={"participation": 0.1},
+        params={"rank": 4},
+        backend="auto",
+        packages=LANGUAGE,
+    ),
+    Case(
+        name="memory of 400 clients / 40 clients, sentiment_genres, local_adaptor with rank 4, loop",
+        limit=1.2,
+        task="sentiment_genres",
+        variant="local_adaptor",
+        reference=UNCHANGED,
+        measure=peak_to_reference,
+        change={
+            "clients": 400,
+            "participation": 0.02,
+            "partition": {"kind": "domains", "share": 1, "min_rows": 5, "test_share": 0.25},
+        },
+        params={"rank": 4},
+        backend="loop",
+        packages=LANGUAGE,
     ),
 )
 

@@ -22,8 +22,10 @@ GRID_LINES = [factor * 10.0**power for power in range(-4, 8) for factor in (1, 2
 def ratios(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Plot the measured value of each case, divided by its limit, on a logarithmic axis.
 
-    A dot left of 1 is within its limit. If the limit is a lower bound, the limit divided by the value is plotted.
+    A dot left of 1 is within its limit. If the limit is a lower bound, the limit divided by the value is plotted. Cases
+    that were not measured are left out.
     """
+    rows = [row for row in rows if row["ratio"] is not None]
     points = []
     for row in rows:
         share, spread = row["ratio"] / row["limit"], row["spread"] / 2 / row["limit"]

@@ -15,14 +15,17 @@ from floral.stages.fetch import data_folders, fetch
 from floral.stages.partition import partition
 
 
-def benchmark_run(task: str, variant: str, change: Mapping[str, Any] | None = None) -> Run:
+def benchmark_run(
+    task: str, variant: str, change: Mapping[str, Any] | None = None, params: Mapping[str, Any] | None = None
+) -> Run:
     """Return the run of a task and variant that a benchmark measures, with seed 0.
 
     Nothing is tuned here, so no training sample is held back for validation. If the published code of a method differs
-    from its paper, the run follows the paper. `change` replaces values of the task.
+    from its paper, the run follows the paper. `change` replaces values of the task, and `params` replaces
+    hyper-parameters of the variant.
     """
     rules = catalogue.fidelity("corrected", {"validation": "none"})
-    return Run(task=catalogue.task(task, change), variant=catalogue.variant(variant), seed=0, fidelity=rules)
+    return Run(task=catalogue.task(task, change), variant=catalogue.variant(variant, params), seed=0, fidelity=rules)
 
 
 def prepare(runs: Iterable[Run], results: Path, data_dir: Path | None, also: Iterable[str] = ()) -> None:
@@ -50,6 +53,19 @@ def require(names: Iterable[str], results: Path, data_dir: Path | None) -> None:
     Raises:
         ConfigError: files are missing. The message names all of them.
     """
+    if missing := missing_files(names, results, data_dir):
+        lines = "\n".join(f"  {path}: missing (data set {name})" for name, paths in missing.items() for path in paths)
+        where = "" if data_folders(data_dir) else "; no data folder is set"
+        public = [name for name in missing if all(file.urls for file in data_sets.data_lock()[name].files)]
+        download = f", or download them with: floral fetch {' and floral fetch '.join(public)}" if public else ""
+        raise ConfigError(
+            f"data files are missing, and benchmarks download nothing{where}\n{lines}\n"
+            f"  remedy: set `FLORAL_DATA` or `data_dir` to the folder that holds them{download}"
+        )
+
+
+def missing_files(names: Iterable[str], results: Path, data_dir: Path | None) -> dict[str, list[str]]:
+    """Return the raw files of these data sets that do not exist: name of the data set → where each file is expected."""
     places = data_folders(data_dir)
     missing: dict[str, list[str]] = {}
     for name in names:
@@ -59,12 +75,4 @@ def require(names: Iterable[str], results: Path, data_dir: Path | None) -> None:
                 missing.setdefault(name, []).append(
                     " and ".join(str(place / file.path) for place in places) or file.path
                 )
-    if missing:
-        lines = "\n".join(f"  {path}: missing (data set {name})" for name, paths in missing.items() for path in paths)
-        where = "" if places else "; no data folder is set"
-        public = [name for name in missing if all(file.urls for file in data_sets.data_lock()[name].files)]
-        download = f", or download them with: floral fetch {' and floral fetch '.join(public)}" if public else ""
-        raise ConfigError(
-            f"data files are missing, and benchmarks download nothing{where}\n{lines}\n"
-            f"  remedy: set `FLORAL_DATA` or `data_dir` to the folder that holds them{download}"
-        )
+    return missing

@@ -42,15 +42,17 @@ def report(
     The files are bench.json, bench.md, and each figure as SVG and PDF.
 
     Raises:
-        ConfigError: data are missing. It is raised before anything is measured.
+        ConfigError: data of a case without `packages` are missing. It is raised before anything is measured.
     """
     cases = list(cases)
-    prepare(runs(cases), results, data_dir, also=["mnist"])
+    missing = [case.missing(results, data_dir) for case in cases]
+    complete = [case for case, reason in zip(cases, missing, strict=True) if reason is None]
+    prepare(runs(complete), results, data_dir, also=["mnist"])
     options = Options(results=results, backend=backend, threads=threads, rounds=rounds)
     rows = []
-    for case in cases:
+    for case, reason in zip(cases, missing, strict=True):
         began = time.perf_counter()
-        rows.append(in_new_process(measure, case, options))
+        rows.append(in_new_process(measure, case, options) if reason is None else case.row_without_result(reason))
         log(f"{line(rows[-1])}, in {time.perf_counter() - began:.0f} s")
     scale_result = scale(results=results, data_dir=data_dir, backend=backend, threads=threads, rounds=rounds, log=log)
     rows.append(scale_row(scale_result))
@@ -62,7 +64,7 @@ def report(
 def measure(case: Case, options: Options) -> dict[str, Any]:
     """Measure one case, and return its row of the table."""
     configure_process(options.threads)
-    return case.row(watched(case.measure, case, options))
+    return case.row(watched(case.measure, case, case.options(options)))
 
 
 def scale_report(
@@ -85,6 +87,8 @@ def log(message: str) -> None:
 
 def line(row: Mapping[str, Any]) -> str:
     """Return one row of the table as a line of text."""
+    if row["ratio"] is None:
+        return f"{row['case']}: not measured: {row['missing']}"
     sign = "≤" if row["direction"] == "max" else "≥"
     verdict = "holds" if holds(row) else "MISSED"
     unreliable = f"; not reliable: {row['disturbance']}" if row["disturbance"] else ""
@@ -146,6 +150,9 @@ def markdown(content: Mapping[str, Any]) -> str:
     ]
     for row in content["rows"]:
         sign = "≤" if row["direction"] == "max" else "≥"
+        if row["ratio"] is None:
+            lines.append(f"| {row['case']} | not measured | {sign} {row['limit']:g} | | |")
+            continue
         verdict = "**not reliable**" if row["disturbance"] else "holds" if holds(row) else "**missed**"
         seconds = " / ".join(f"{value:.4g}" for value in row["seconds"])
         lines.append(
@@ -155,6 +162,8 @@ def markdown(content: Mapping[str, Any]) -> str:
     disturbed = [f"- {row['case']}: {row['disturbance']}" for row in content["rows"] if row["disturbance"]]
     if disturbed:
         lines += ["", "Other work disturbed these measurements. Repeat them on an idle machine:", "", *disturbed]
+    if unmeasured := [f"- {row['case']}: {row['missing']}" for row in content["rows"] if row["ratio"] is None]:
+        lines += ["", "These cases were not measured:", "", *unmeasured]
     lines += ["", "| clients | variant | ms per round | resident MB | mapped MB |", "|---|---|---|---|---|"]
     lines += [
         f"| {point['clients']:,} | {point['variant']} | {1e3 * point['seconds_per_round']:.3g} "

@@ -62,8 +62,8 @@ because their weights and activations do not fit into the cache."""
 MAX_BYTES_OF_VMAP = 384 << 20
 """The same maximum for the backend `vmap`, which also computes steps that are too large to be recorded."""
 MAX_RECORDED_BYTES = 128 << 20
-"""Maximum number of bytes of all tensors that one client's step makes, for the step to be recorded. A recording keeps
-them until it is made. It saves dispatch, which is a small share of a larger step."""
+"""Maximum number of bytes of all tensors that one client's step makes, for "auto" to record the step or to vectorise it
+with `vmap`. Both save dispatch, which is a small share of a larger step, and both need more memory."""
 MIN_TRAINING_S = 1.5
 """Minimum estimated training time in seconds for which recording the steps saves time."""
 
@@ -75,9 +75,10 @@ def choose(
 
     A candidate is a backend with a chunk size and a number of workers. With "auto", candidates of all backends are
     timed on clients of the first cohort, except those that cannot compute the method. The backend `batched` is left out
-    if training is so short that recording the steps takes longer than it saves. With "batched", only the candidates of
-    this backend are timed. With "vmap", one trial shows whether it can compute the method. With "loop", nothing is
-    timed.
+    if training is so short that recording the steps takes longer than it saves. On a CPU, a step with tensors of more
+    than MAX_RECORDED_BYTES is computed by `loop`, and only the numbers of cores are compared. With "batched", only the
+    candidates of this backend are timed. With "vmap", one trial shows whether it can compute the method. With "loop",
+    nothing is timed.
 
     Raises:
         Refused: the requested backend cannot run the method.
@@ -102,12 +103,14 @@ def choose(
             with operation_threads():
                 seconds_per_client(trial_of(simulation, requested[-1]), state)
         return replace(requested[-1], reason="requested in the settings")
+    if step_bytes > MAX_RECORDED_BYTES:
+        loops = [execution for execution in plain if execution.backend == "loop"]
+        why = f"one client at a time, because a step takes {step_bytes >> 20} MB"
+        return fastest(measure(simulation, state, loops), why) if len(loops) > 1 else replace(loops[0], reason=why)
     refused: list[str] = []
     seconds = measure(simulation, state, plain, refused)
     if training_seconds(simulation, min(seconds.values())) < MIN_TRAINING_S:
         return fastest(seconds, "the fastest without recording, because recording takes longer than it saves", refused)
-    if step_bytes > MAX_RECORDED_BYTES:
-        return fastest(seconds, f"the fastest without recording a step of {step_bytes >> 20} MB", refused)
     try:
         return fastest(measure(simulation, state, recorded) | seconds, "the fastest", refused)
     except Refused as reason:

@@ -86,14 +86,14 @@ def layers_of(sizes: dict[str, Any], blocks: list[str], padding: int, outputs: i
         "embeddings.word_embeddings": Embedding(sizes["vocab_size"], width, deviation, padding=padding),
         "embeddings.position_embeddings": Position(sizes["max_position_embeddings"], width),
         "embeddings.token_type_embeddings": Embedding(sizes["type_vocab_size"], width, deviation),
-        "embeddings.LayerNorm": LayerNorm(width, epsilon),
+        "embeddings.LayerNorm": LayerNorm(width, epsilon, fused=True),
     }
     for block in blocks:
         layers |= {f"{block}.attention.{part}": Linear(width, width) for part in ATTENTION}
-        layers[f"{block}.attention.output.LayerNorm"] = LayerNorm(width, epsilon)
+        layers[f"{block}.attention.output.LayerNorm"] = LayerNorm(width, epsilon, fused=True)
         layers[f"{block}.intermediate.dense"] = Linear(width, hidden)
         layers[f"{block}.output.dense"] = Linear(hidden, width)
-        layers[f"{block}.output.LayerNorm"] = LayerNorm(width, epsilon)
+        layers[f"{block}.output.LayerNorm"] = LayerNorm(width, epsilon, fused=True)
     return {**layers, HEAD: Linear(width, outputs)}
 
 

@@ -44,10 +44,13 @@ def attend(
     padding. `parts` has other names for the four linear layers.
     """
     query, key, value = (call(f"{name}.{part}", x).unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts[:3])
-    scores = query @ key.mT / math.sqrt(query.shape[-1])
+    scores, width = query @ key.mT, math.sqrt(query.shape[-1])
+    if present is None:
+        scores = scores / width
+    else:  # scaled and masked in one operation
+        masked = torch.zeros_like(present, dtype=scores.dtype).masked_fill(~present, torch.finfo(scores.dtype).min)
+        scores = torch.add(masked[:, None, None, :], scores, alpha=1 / width)
     if causal:
         later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
         scores = scores.masked_fill(later, -math.inf)
-    if present is not None:
-        scores = scores.masked_fill(~present[:, None, None, :], torch.finfo(scores.dtype).min)
     return call(f"{name}.{parts[3]}", (scores.softmax(-1) @ value).transpose(1, 2).flatten(2))

@@ -109,6 +109,8 @@ class LayerNorm:
 
     features: int
     epsilon: float = EPSILON
+    fused: bool = False
+    """Whether scale and shift are applied in the same operation. This is faster and changes the last bits."""
 
     def init(self, stream: Stream) -> Params:
         del stream
@@ -117,6 +119,8 @@ class LayerNorm:
     def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
         """Apply the layer to x [..., features], with the adaptor's `change` added to its scale and shift."""
         weight, bias = scale_and_shift(params, change)
+        if self.fused:
+            return F.layer_norm(x, (self.features,), weight, bias, self.epsilon)
         return standardise(x, -1, self.epsilon) * weight + bias
 
 

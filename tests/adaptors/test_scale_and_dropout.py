@@ -44,6 +44,16 @@ def test_the_scale_multiplies_all_that_an_adaptor_adds(layer: Any) -> None:
     torch.testing.assert_close(scaled.unmerged(mixture, route, x), 3 * plain.unmerged(mixture, route, x))
 
 
+@pytest.mark.parametrize(("rank", "merges"), [(1, False), (4, True)])
+def test_adaptors_of_a_frozen_layer_are_merged_only_if_the_gradient_of_its_weight_pays(rank: int, merges: bool) -> None:
+    """Of 100 samples: 256 rank multiply-adds to merge, 3,200 rank to apply separately, 25,600 / 3 for the gradient."""
+    trained = mlp.build((4, 4), 5, hidden=16)
+    frozen = trained.frozen(["hidden.weight"], Stream(0, "model"))
+    shape = torch.Size([100, 16])
+    assert attach(trained, rank=rank, bias=None).merges("hidden", shape, clusters=1)
+    assert attach(frozen, rank=rank, bias=None).merges("hidden", shape, clusters=1) == merges
+
+
 def test_an_svd_gives_the_factors_of_the_mean_product_before_it_is_scaled() -> None:
     model = cnn.build((14, 14), 5, channels=(2, 3), hidden=4)
     plain, scaled = (attach(model, rank=2, bias=None, convolution="in", alpha=alpha) for alpha in ("rank", 10))

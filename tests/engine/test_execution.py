@@ -149,14 +149,16 @@ def test_the_memory_of_a_client_is_that_of_its_parameters_gradients_and_activati
     assert 2 * parameters <= step_bytes
 
 
-def test_a_large_step_is_recorded_only_on_request(monkeypatch):
+def test_a_large_step_is_recorded_or_vectorised_only_on_request(monkeypatch):
     pretend(monkeypatch, {"vmap": 1e-2, "batched": 1e-3})
     simulation = simulate("fedavg", rounds=10**6)
     assert execution.choose(simulation, simulation.start(), "auto").backend == "batched"
     monkeypatch.setattr(execution, "MAX_RECORDED_BYTES", 1)
     chosen = execution.choose(simulation, simulation.start(), "auto")
-    assert chosen.backend == "vmap" and "without recording a step of" in chosen.reason
-    assert execution.choose(simulation, simulation.start(), "batched").backend == "batched"
+    assert (chosen.backend, chosen.cores) == ("loop", 1) and "one client at a time" in chosen.reason
+    assert execution.choose(simulation, simulation.start(), "auto", 2).backend == "loop"
+    for backend in ("batched", "vmap"):
+        assert execution.choose(simulation, simulation.start(), backend).backend == backend
 
 
 @pytest.mark.parametrize(("speed_up", "cores"), [(0.5, 1), (1.04, 1), (1.5, 2)])

@@ -15,6 +15,7 @@ from skips import package
 from torch import Tensor, nn
 
 from floral.adaptors.attach import noise_name
+from floral.bench.peft import PeftRounds, adapted, without_padding
 from floral.config.schema.task import Local
 from floral.engine.simulate import Simulation
 from floral.engine.state import State
@@ -23,21 +24,6 @@ RANK, ALPHA, LR, TOKENS = 4, 8.0, 0.1, 12
 TARGETS = ["query", "value"]
 PREFIX = "base_model.model."
 EXACT = {"rtol": 0, "atol": 1e-6}
-
-
-class Pooled(nn.Module):
-    """A BERT with the mean over the tokens and a linear head, as `kind: bert`."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.embeddings = encoder.encoder, encoder.embeddings
-        self.bert = [encoder]  # a list, so that the layers have the names of `kind: bert`
-        self.classifier = nn.Linear(384, CLASSES)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        present = (ids != 0).long()
-        features = self.bert[0](input_ids=ids, attention_mask=present).last_hidden_state
-        return self.classifier((features * present[..., None]).sum(1) / present.sum(1, keepdim=True))
 
 
 class Both(NamedTuple):
@@ -76,21 +62,17 @@ def folder(stored: Callable[[str], Path]) -> Path:
 def both(
     folder: Path, *, start: str = "kaiming", dropout: float = 0.0, dtype: torch.dtype = torch.float32, **task: Any
 ) -> Both:
-    from peft import LoraConfig, get_peft_model
-    from transformers import BertModel
-
     data = make_data((9,), shape=(TOKENS,), clusters=1)
     data = replace(data, scale=1, train_x=data.train_x.clip(1))
     params = {"rank": RANK, "alpha": ALPHA, "dropout": dropout, "start": start, "bias": False, "base": "joint"}
     model = {"kind": "bert", "path": str(folder), "adapt": [f"*.{target}" for target in TARGETS]}
     values = {"base": "frozen", "lr": LR, "batch": 16, **task}
     simulation = simulate("fedit", model=model, data=data, params=params, dtype=dtype, **values)
-    encoder = BertModel.from_pretrained(folder, local_files_only=True).to(dtype)
-    config = LoraConfig(
-        r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, target_modules=TARGETS, modules_to_save=["classifier"],
-        init_lora_weights="gaussian" if start == "gaussian" else True,
-    )  # fmt: skip
-    return Both(simulation, simulation.start(), get_peft_model(Pooled(encoder).to(dtype), config).eval())
+    weights = "gaussian" if start == "gaussian" else True
+    public = adapted(
+        folder, CLASSES, TARGETS, r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, init_lora_weights=weights
+    )
+    return Both(simulation, simulation.start(), public.to(dtype))
 
 
 def with_equal_values(pair: Both) -> Both:
@@ -123,19 +105,17 @@ def test_the_start_has_the_distribution_of_peft(folder: Path, start: str) -> Non
 
 def test_outputs_and_a_step_of_sgd_are_those_of_peft(folder: Path) -> None:
     pair = with_equal_values(both(folder))
-    ids, _ = pair.samples
+    ids, labels = pair.samples
     view = view_of(pair.simulation, pair.state, 0)
     with torch.no_grad():
         logits, _ = pair.simulation.method.predict(view, ids, None, None)
         torch.testing.assert_close(logits, pair.public(ids.long()), **EXACT)
-    assert_equal_steps(pair, torch.optim.SGD(pair.theirs().values(), lr=LR))
+    assert_equal_steps(pair, lambda: PeftRounds(pair.public, [[without_padding(ids, labels)]], LR)(1))
 
 
-def assert_equal_steps(pair: Both, optimiser: torch.optim.Optimizer) -> None:
-    """Train peft by one step of the optimiser and floral for one round of one step, and compare all parameters."""
-    ids, labels = pair.samples
-    nn.functional.cross_entropy(pair.public(ids.long()), labels).backward()
-    optimiser.step()
+def assert_equal_steps(pair: Both, step: Callable[[], None]) -> None:
+    """Train peft by one step and floral for one round of one step, and compare all parameters."""
+    step()
     before = pair.ours()
     pair.simulation.train(pair.state, 1)
     for name, value in pair.ours().items():
@@ -177,4 +157,11 @@ def test_a_step_of_adamw_is_that_of_peft(folder: Path) -> None:
     """In float64: the first step divides each gradient by its own size, and so also its rounding error."""
     local = Local(optimiser="adamw", weight_decay=0.1)
     pair = with_equal_values(both(folder, dtype=torch.float64, local=local, lr=1e-3))
-    assert_equal_steps(pair, torch.optim.AdamW(pair.theirs().values(), lr=1e-3, weight_decay=0.1))
+    ids, labels = pair.samples
+    optimiser = torch.optim.AdamW(pair.theirs().values(), lr=1e-3, weight_decay=0.1)
+
+    def step() -> None:
+        nn.functional.cross_entropy(pair.public(ids.long()), labels).backward()
+        optimiser.step()
+
+    assert_equal_steps(pair, step)
