@@ -113,7 +113,11 @@ def _checked_task(values: Mapping[str, Any], where: str) -> Task:
     parsed: Task = parse(Task, values, where)
     if parsed.model.kind not in (models := plugins.names("models")):
         raise suggest("model", parsed.model.kind, models, f"{where}: model.kind")
-    options = parse(model_options(parsed.model.kind), parsed.model.arguments, f"{where}: model")
+    try:
+        accepted_keys = model_options(parsed.model.kind)
+    except ConfigError as error:  # the file of the model is wrong
+        raise ConfigError(f"{where}: model.kind: {parsed.model.kind}: {error}") from None
+    options = parse(accepted_keys, parsed.model.arguments, f"{where}: model")
     typed = options.model_dump(mode="json", include=options.model_fields_set)
     preparation = parsed.model.model_dump(include=PREPARATION)
     parsed = parsed.model_copy(update={"model": Model(kind=parsed.model.kind, **typed, **preparation)})
@@ -158,7 +162,7 @@ def model_options(kind: str) -> type[Frozen]:
         raise ConfigError(f"{path}: line {error.lineno}: {error.msg}; correct this line") from None
     build = next((node.args for node in body if isinstance(node, ast.FunctionDef) and node.name == "build"), None)
     if build is None:
-        raise ConfigError(f"{path}: this file has no function `build`; write one, as in floral/models")
+        raise plugins.without_build("models", path)
     fields: dict[str, Any] = {}
     for argument, default in zip(build.kwonlyargs, build.kw_defaults, strict=True):
         if argument.arg != "width":  # Methods set this argument to widen a model; tasks do not.
