@@ -210,6 +210,7 @@ def test_floral_says_what_is_wrong(
     [
         (["trian"], ["invalid choice: 'trian'", "did you mean 'train'?"]),
         (["train", "--sute", "quickstart", *JOB], ["did you mean '--suite'?"]),
+        (["tasks", "--jsn"], ["floral tasks: unrecognized arguments: --jsn", "'--json'", "usage: floral tasks --help"]),
         (["train", "--suite", "quickstart", *JOB, "--variant", "fedavg", "--threads", "0"], ["'0' is not a positive"]),
         (["plan", "--seeds", "one"], ["'one' is not a whole number"]),
         (["ui", "--port", "70000"], ["'70000' is not the number of a port; give one from 1024 to 65535"]),
