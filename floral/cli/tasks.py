@@ -113,9 +113,9 @@ def text(rows: list[Row], mistakes: Mapping[str, str]) -> str:
 
     lines = [f"{columns(HEADS)}title"]
     for _, members in itertools.groupby(rows, key=lambda row: row.data):
-        first, *others = members
-        lines += ["", *wrapped(first.availability, "")]
-        for row in (first, *others):
+        with_same_data = list(members)
+        lines += ["", *wrapped(with_same_data[0].availability, "")]
+        for row in with_same_data:
             lines += wrapped(row.title, columns([row.task, *row.counts]))
             lines += wrapped("; ".join(f"{key} {value}" for key, value in row.kinds.items()), "      ")
     if mistakes:

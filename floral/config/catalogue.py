@@ -125,7 +125,7 @@ def _checked_task(values: Mapping[str, Any], where: str) -> Task:
         accepted_keys = model_options(parsed.model.kind)
     except ConfigError as error:  # the file of the model is wrong
         raise ConfigError(f"{where}: model.kind: {parsed.model.kind}: {error}") from None
-    options = parse(accepted_keys, parsed.model.arguments, f"{where}: model")
+    options = parse(accepted_keys, parsed.model.arguments, f"{where}: model", PREPARATION)
     typed = options.model_dump(mode="json", include=options.model_fields_set)
     preparation = parsed.model.model_dump(include=PREPARATION)
     parsed = parsed.model_copy(update={"model": Model(kind=parsed.model.kind, **typed, **preparation)})
