@@ -116,8 +116,9 @@ def checks(
             options = {key: value for key, value in model.items() if key != "kind"}
             facts.model = plugins.builder("models", model["kind"])(candidate, classes, **options)
             return f"{'text' if text else 'samples'} of shape {list(candidate)}, {classes} outputs"
-        for reason, refusal in wrong_outputs.items():  # the module accepts a shape of samples, but has other outputs
-            raise Broken(reason + (f"; or check it with --outputs {refusal.made}" if refusal.is_fixed else ""))
+        if wrong_outputs:  # the module accepts a shape of samples, so its message says more than those on other shapes
+            reason, refusal = next(iter(wrong_outputs.items()))
+            raise Broken(reason + f"; or check it with --outputs {refusal.module_outputs}" * refusal.is_fixed)
         remedy = "give the shape of a sample: --shape H W or --shape H W 3, not channels first"
         raise Broken("\n".join([*reasons, f"{remedy}; and the number of classes if it is not {classes}: --outputs 10"]))
 

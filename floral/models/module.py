@@ -68,15 +68,17 @@ def build(
     try:
         model = wrap(lambda: function(**values), samples, outputs)
     except WrongOutputs as error:
-        remedy = _remedy(build, accepted, arguments, outputs, error.made)
-        raise WrongOutputs(f"{error}; {remedy}", error.made, "outputs" not in accepted) from None
+        remedy = _remedy(build, accepted, arguments, outputs, error.module_outputs)
+        raise WrongOutputs(f"{error}; {remedy}", error.module_outputs, "outputs" not in accepted) from None
     if "width" in accepted and "width" not in arguments and accepted["width"].default is inspect.Parameter.empty:
         model = replace(model, remarks=(f"{build} is called with `width={width}`, which multiplies hidden sizes",))
     return model
 
 
-def _remedy(build: str, accepted: Collection[str], arguments: Collection[str], outputs: int, made: int) -> str:
-    """Return why a module has `made` and not `outputs` outputs, and the remedy.
+def _remedy(
+    build: str, accepted: Collection[str], arguments: Collection[str], outputs: int, module_outputs: int
+) -> str:
+    """Return why a module has `module_outputs` and not `outputs` outputs, and the remedy.
 
     `accepted` are the arguments of the function `build`, of which the task gives `arguments`.
     """
@@ -86,8 +88,8 @@ def _remedy(build: str, accepted: Collection[str], arguments: Collection[str], o
     if "outputs" in accepted:
         return f"`{name}` gets `outputs={outputs}`; make the last layer of this size"
     return (
-        f"`{name}` has no argument `outputs`, so it makes {made} outputs for any task; rename its argument for the "
-        "number of classes to `outputs`, or set it in `arguments`"
+        f"`{name}` has no argument `outputs`, so it makes {module_outputs} outputs for any task; rename its argument "
+        "for the number of classes to `outputs`, or set it in `arguments`"
     )
 
 
@@ -142,7 +144,7 @@ def function_of(name: str) -> Callable[..., Any]:
         raise NotBuilt(f"`build: {name}`: the import fails: {type(error).__name__}: {error}; correct it") from error
     built_by = reduce(lambda holder, part: getattr(holder, part, None), function.split("."), module)
     if not callable(built_by):
-        similar = closest(function, [known for known, value in vars(module).items() if callable(value)])
+        similar = closest(function, [key for key, value in vars(module).items() if callable(value)])
         remedy = f"did you mean {similar}?" if similar else "correct the name"
         raise Unknown(f"`build: {name}`: {place} has no function {function}; {remedy}")
     return built_by

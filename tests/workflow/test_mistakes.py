@@ -115,6 +115,7 @@ BLOCK = "tasks: [digits_rotate], variants: [fedavg], seeds: [0]"
         ("tasks: [digit_rotate], variants: [fedavg], seeds: [0]", "runs.0.tasks: unknown task 'digit_rotate'; did you"),
         ("tasks: [digits_rotate], variants: [fedavgg], seeds: [0]", "runs.0.variants: unknown variant 'fedavgg'"),
         ("tasks: [no], variants: [fedavg], seeds: [0]", "runs.0.tasks.0: must be text; put the value in quotes"),
+        (f"{BLOCK}, task: {{model: {{kind: module, build: m/net.py:f}}}}", "there is no file m/net.py; correct"),
         (f"{BLOCK}, task: {{model: {{kind: cnn}}}}", "8×8 pixels are too small for this network"),
         (f"{BLOCK}, task: {{data: {{kind: linear, samples_per_client: 9}}, loss: mse, model: {{kind: cnn}}, "
          "shift: {kind: none}, normalise: null}", "samples of shape [10] are no images"),
@@ -135,6 +136,8 @@ def test_a_wrong_block_is_named(
     assert words in error and "Input should" not in error and error.count("\n") == 1, error
     if "cnn" in block:
         assert "models that fit: " in error and "mlp" in error.partition("models that fit")[2]
+    elif "module" in block:
+        assert "models that fit" not in error
     else:
         assert "floral plan: config/suites/mine.yaml: " in error
     catalogue.suite.cache_clear()

@@ -23,12 +23,12 @@ ADVICE = "only the backend `loop` can be used"
 class WrongOutputs(Refused):
     """Error: the module has another number of outputs than the task needs.
 
-    `made` is the number of the module. `is_fixed` tells whether it is the same for all tasks.
+    `module_outputs` is the number of the module. `is_fixed` tells whether it is the same for all tasks.
     """
 
-    def __init__(self, message: str, made: int, is_fixed: bool = False) -> None:
+    def __init__(self, message: str, module_outputs: int, is_fixed: bool = False) -> None:
         super().__init__(message)
-        self.made, self.is_fixed = made, is_fixed
+        self.module_outputs, self.is_fixed = module_outputs, is_fixed
 
 
 def probed(model: Model, module: nn.Module, inputs: Inputs, outputs: int) -> Model:
