@@ -188,7 +188,7 @@ def of_tasks() -> str:
     """Every task by data set."""
     parts = []
     for data_set, rows in itertools.groupby(tasks.rows(Path("results")), key=lambda row: row.data):
-        cells = [(f"`{row.task}`", row.title, *row.cells[1:8]) for row in rows]
+        cells = [(f"`{row.task}`", row.title, *row.counts, *row.kinds.values()) for row in rows]
         parts += [
             f"## {data_set}",
             _table(("Task", "Title", "K", "C", "A round", "Rounds", "Model", "Shift", "Partition"), cells),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from floral.check import methods, models, tasks
 from floral.check.outcomes import printed
-from floral.config import layers, plugins
+from floral.config import layers, paths, plugins
 from floral.config.reading import suggest
 from floral.core.process import set_threads
 from floral.core.units import plural
@@ -34,7 +34,7 @@ def check_model(name: str, shape: Sequence[int] | None, outputs: int | None) -> 
     `shape` is the shape of a sample; without it, common shapes are tried.
 
     Raises:
-        ConfigError: no model has this name.
+        ConfigError: no model, file or function has this name.
     """
     set_threads(1)
     keys = models.keys_of(name)
@@ -55,7 +55,7 @@ def check_task(name: str, results: Path, data_dir: Path | None) -> int:
     """
     set_threads(1)
     if name not in (names := layers.names("tasks")):
-        raise suggest("task", name, names, "floral check task")
+        raise suggest("task", name, names, str(paths.CONFIG_FOLDER / "tasks"))
     title = f"task {name} ({layers.file(f'tasks/{name}.yaml')})"
     return _concluded(f"task {name}", printed(title, tasks.checks(name, results, data_dir)))
 

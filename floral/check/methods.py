@@ -9,7 +9,7 @@ from floral.check import contracts
 from floral.check.contracts import Broken
 from floral.check.federation import make_data, simulate
 from floral.check.outcomes import Check
-from floral.config import catalogue, plugins
+from floral.config import catalogue, paths, plugins
 from floral.config.reading import ConfigError, suggest
 from floral.engine.simulate import Simulation
 from floral.stages.build import check_signature
@@ -39,7 +39,8 @@ def variants_of(name: str) -> list[str]:
         raise ConfigError(
             f"{path}: this method has no description; write config/methods/{name}.yaml (docs/how-to/add-a-method.md)"
         )
-    raise suggest("method", name, [*catalogue.names("methods"), *index], "floral check method")
+    place = str(paths.CONFIG_FOLDER / "methods")
+    raise suggest("method", name, [*catalogue.names("methods"), *index], place, catalogue.published_names())
 
 
 def checks(variant: str) -> Iterator[Check]:

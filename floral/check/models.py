@@ -19,7 +19,9 @@ from floral.config.reading import ConfigError, parse, suggest
 from floral.core.errors import first_line
 from floral.core.spec import Refused
 from floral.engine.simulate import Simulation
+from floral.models.module import Unknown, function_of
 from floral.nn.model import Model
+from floral.nn.modules.probe import WrongOutputs
 from floral.nn.modules.wrap import NotBuilt
 from floral.nn.norms import NORMS
 from floral.stages.check_model import example_arguments
@@ -49,12 +51,18 @@ def keys_of(name: str) -> dict[str, Any]:
     Arguments without a default get small values.
 
     Raises:
-        ConfigError: no model has this name.
+        ConfigError: no model, file or function has this name.
     """
     if ":" in name:
+        try:
+            function_of(name)
+        except Unknown as error:
+            raise ConfigError(str(error)) from None
+        except NotBuilt:
+            pass  # the import fails, which the checks report
         return {"kind": "module", "build": name}
     if name not in (names := plugins.names("models")):
-        raise suggest("model", name, names, "floral check model (or give FILE.py:FUNCTION for a torch.nn.Module)")
+        raise suggest("model", name, names, "models (for a torch.nn.Module, give FILE.py:FUNCTION)")
     return {"kind": name, **example_arguments(name)}
 
 
@@ -87,7 +95,8 @@ def checks(
         parse(catalogue.model_options(model["kind"]), options, "model")
 
     def fits() -> str:
-        reasons = []
+        reasons: list[str] = []
+        wrong_outputs: dict[str, WrongOutputs] = {}
         tried = [(candidate, False) for candidate in ([shape] if shape else SHAPES)]
         tried += [(candidate, True) for candidate in ([shape] if shape else [TOKENS]) if len(candidate) == 1]
         for candidate, text in tried:
@@ -99,12 +108,17 @@ def checks(
                 reason = _reason(error)
                 if isinstance(error.__context__, NotBuilt):
                     raise Broken(reason) from None
+                if isinstance(error.__context__, WrongOutputs):
+                    wrong_outputs[reason] = error.__context__
                 reasons.append(f"{'text ' if text else ''}{list(candidate)}: {reason}")
                 continue
             fitting.update(data=data, text=text)
             options = {key: value for key, value in model.items() if key != "kind"}
             facts.model = plugins.builder("models", model["kind"])(candidate, classes, **options)
             return f"{'text' if text else 'samples'} of shape {list(candidate)}, {classes} outputs"
+        if wrong_outputs:  # the module accepts a shape of samples, so its message says more than those on other shapes
+            reason, refusal = next(iter(wrong_outputs.items()))
+            raise Broken(reason + f"; or check it with --outputs {refusal.module_outputs}" * refusal.is_fixed)
         remedy = "give the shape of a sample: --shape H W or --shape H W 3, not channels first"
         raise Broken("\n".join([*reasons, f"{remedy}; and the number of classes if it is not {classes}: --outputs 10"]))
 

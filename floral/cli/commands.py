@@ -361,9 +361,16 @@ def methods(arguments: Namespace, settings: Settings) -> None:
 
 def tasks(arguments: Namespace, settings: Settings) -> None:
     from floral.cli import tasks
+    from floral.config import catalogue
 
-    rows = tasks.rows(settings.results, settings.data_dir)
-    print(_json([row.values for row in rows]) if arguments.json else tasks.text(rows))
+    mistakes = {} if arguments.names else tasks.mistakes()
+    names = arguments.names or [name for name in catalogue.names("tasks") if name not in mistakes]
+    rows = tasks.rows(settings.results, settings.data_dir, names)
+    if arguments.json:
+        errors = [{"task": name, "error": message} for name, message in mistakes.items()]
+        print(_json([*(row.values for row in rows), *errors]))
+    else:
+        print(tasks.details(rows) if arguments.names else tasks.text(rows, mistakes))
 
 
 def keys(arguments: Namespace, settings: Settings) -> None:

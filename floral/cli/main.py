@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     _replace_unprintable(sys.stdout, sys.stderr)
     arguments = parser().parse_args(argv)
-    name = f"floral {arguments.command}"
+    what = getattr(arguments, "kind", None) or getattr(arguments, "measured", None)  # of `floral check` and `bench`
+    name = " ".join(filter(None, ("floral", arguments.command, what)))
     try:
         if arguments.log:
             _log_to(arguments.log)

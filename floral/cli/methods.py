@@ -9,13 +9,13 @@ clients, clustered (one value per cluster), private to each client, or frozen (n
 from __future__ import annotations
 
 import itertools
-import textwrap
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from floral.cli.paragraphs import wrapped
 from floral.config import catalogue, paths
 from floral.config.reading import suggest
 from floral.config.schema.method import STATEMENTS, Variant
@@ -25,8 +25,6 @@ from floral.stages.build import method_of
 
 CLIENTS, CLUSTERS, SHAPE, OUTPUTS = 4, 2, (4, 4), 3
 """Size of the small problem for which variants are built. The size does not change the scope of a parameter group."""
-COLUMNS = 100
-"""Width of the text on single variants, in characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,23 +135,15 @@ def details(rows: list[Row]) -> str:
 
 
 def _details(row: Row) -> str:
-    lines = [f"{row.variant}: {row.title}", *_wrapped(f"{row.family}. Source: {row.source}"), ""]
+    lines = [f"{row.variant}: {row.title}", *wrapped(f"{row.family}. Source: {row.source}"), ""]
     for line in (*row.what, "; ".join(row.facts)):
-        lines += _wrapped(line)
+        lines += wrapped(line)
     for key, heading in STATEMENTS.items():
         if statements := getattr(row, key):
             lines += ["", f"  {heading}"]
             for statement in statements:
-                lines += _wrapped(statement, "  - ")
+                lines += wrapped(statement, "    - ")
     return "\n".join(lines)
-
-
-def _wrapped(words: str, start: str = "") -> list[str]:
-    """Return lines of at most COLUMNS characters. `start` comes before the first word."""
-    first = f"  {start}"
-    return textwrap.wrap(
-        words, COLUMNS, initial_indent=first, subsequent_indent=" " * len(first), break_long_words=False
-    )
 
 
 def _row(variant: Variant) -> Row:

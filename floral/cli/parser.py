@@ -129,6 +129,9 @@ def parser() -> argparse.ArgumentParser:
         "names", nargs="*", metavar="NAME", help="a variant or method, of which all is printed, also its choices"
     )
     tasks = command("tasks", commands.tasks, "list all tasks by data set, and say whether the data are available")
+    tasks.add_argument(
+        "names", nargs="*", metavar="NAME", help="a task, of which all values are printed, also those that it extends"
+    )
 
     keys = command("keys", commands.keys, "list the keys of a YAML file, with their types, defaults and meanings")
     keys.add_argument(
@@ -233,13 +236,16 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose error message suggests the closest valid word for a misspelt one."""
+    """A parser whose error message names its own command, and suggests the closest valid word for a misspelt one."""
 
     words: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.words = sys.argv[1:] if args is None else args
-        return super().parse_known_args(args, namespace)
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:  # the parser of a command says so itself; argparse would leave it to the parser of `floral`
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
         valid = [str(word) for action in self._actions for word in (*action.option_strings, *(action.choices or ()))]

@@ -13,9 +13,10 @@ from typing import Any
 import polars as pl
 import yaml
 
-from floral.config import catalogue
+from floral.config import catalogue, layers
 from floral.config.reading import ConfigError, parse, suggest
 from floral.config.schema.task import Task
+from floral.report.compared import change_columns
 from floral.report.description import changed_values, clusters_text, cohort_text, data_text
 from floral.runs.core_seconds import in_words
 from floral.runs.outdated import cannot_continue, stored_run, why_not_continued
@@ -41,7 +42,8 @@ def show(folder: Path, results: Path) -> None:
         ConfigError: there is no such run (the message suggests another), or a file of the run is unreadable.
     """
     path = find(folder, results)
-    print("\n".join([*lines(path), *_of_the_same_name(folder, path)]))
+    first, place, *rest = lines(path)
+    print("\n".join([first, place, *_of_the_same_name(folder, path), *_changes(path), *rest]))
 
 
 def _of_the_same_name(name: Path, run: Path) -> list[str]:
@@ -52,10 +54,22 @@ def _of_the_same_name(name: Path, run: Path) -> list[str]:
         return []
     example = Path(*run.parts[-3:-1], more[0])
     return [
-        "",
         f"{len(more) + 1} runs have the name {name}. This is {run.name}, which changed last. The others have other "
         f"values: {', '.join(more)}. To see one: floral show {example}",
     ]
+
+
+def _changes(folder: Path) -> list[str]:
+    """Return a sentence with the values of a run's task that are not those of the task's file, if there are any."""
+    run = stored_run(folder)
+    if run is None or run.task.name not in catalogue.names("tasks"):
+        return []
+    file = layers.file(f"tasks/{run.task.name}.yaml")
+    try:
+        changed = json.loads(change_columns()(run)["task_changes"])
+    except ConfigError as error:
+        return [f"Its values cannot be compared with those in {file} today: {error}"]
+    return [f"This run has other values than {file}: {changed_values(changed)}"] if changed else []
 
 
 def find(folder: Path, results: Path) -> Path:
@@ -100,11 +114,13 @@ def lines(folder: Path) -> Iterator[str]:
     bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
     run, summary = _yaml(folder / "run.yaml"), _json(folder / "summary.json")
     error = failure(folder)
+    run = run or (error or {}).get("run") or {}
     if error and (stored := stored_run(folder)) and (reasons := why_not_continued(stored, folder)):
         error["hint"] = f"this run {cannot_continue(reasons)}"
     state = summary["status"] if summary else "failed" if error else "running" if running(folder) else "not run yet"
     title = " · ".join(filter(None, (run.get("variant", {}).get("title"), run.get("task", {}).get("title"))))
-    yield f"{bold}{title or folder.parent.name}{plain} · seed {run.get('seed', '?')} · {bold}{state}{plain}"
+    seed = run.get("seed", folder.name.partition("-")[0].removeprefix("seed"))
+    yield f"{bold}{title or folder.parent.name}{plain} · seed {seed} · {bold}{state}{plain}"
     yield f"{folder}"
     sections = {
         "Failure": _failure(error) if error else [],

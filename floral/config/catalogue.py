@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, reduce
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
@@ -46,12 +46,15 @@ def check_name(kind: str, name: str, where: str) -> None:
 
 
 @cache
-def _task_values(name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the values of a task's YAML file.
+def task_files(name: str, children: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
+    """Return the values in the YAML file of a task, and in those of the tasks that it extends, by the task's name.
 
-    If the file has a key `extends`, which names a second task, the values of the second task are read first, and the
-    values in this file replace them. `children` are the tasks that extend this task, directly or through others. They
-    serve to detect that a task extends itself.
+    The task itself comes first, and each task is followed by the one that its key `extends` names. This key is left
+    out. `children` are the tasks that extend this task, directly or through others. They serve to detect that a task
+    extends itself.
+
+    Raises:
+        ConfigError: a task is unknown, its file cannot be read, or `extends` is wrong.
     """
     path = layers.file(f"tasks/{name}.yaml")
     if name not in names("tasks"):
@@ -61,7 +64,7 @@ def _task_values(name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
     values = layers.read(f"tasks/{name}.yaml")
     parent = values.pop("extends", None)
     if parent is None:
-        return values
+        return {name: values}
     if not isinstance(parent, str):
         raise ConfigError(f"{path}: extends: expected the name of one task, but found {parent!r}; write one name")
     chain = (*children, name)
@@ -70,7 +73,12 @@ def _task_values(name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: these tasks extend each other in a circle: {circle}; remove `extends` from one of them"
         )
-    return merge(_task_values(parent, chain), values)
+    return {name: values, **task_files(parent, chain)}
+
+
+def task_values(name: str) -> dict[str, Any]:
+    """Return the values of a task: those of the tasks that it extends, replaced by those in its YAML file."""
+    return reduce(merge, reversed(task_files(name).values()))
 
 
 def task(name: str, change: Mapping[str, Any] | None = None, where: str | None = None) -> Task:
@@ -82,7 +90,7 @@ def task(name: str, change: Mapping[str, Any] | None = None, where: str | None =
         ConfigError: the task, its model or its data set is unknown, or a value is wrong.
     """
     where = where or str(layers.file(f"tasks/{name}.yaml"))
-    return _checked_task({**merge(_task_values(name), change or {}), "name": name}, where)
+    return _checked_task({**merge(task_values(name), change or {}), "name": name}, where)
 
 
 def task_of(values: Mapping[str, Any], where: str) -> Task:
@@ -100,7 +108,7 @@ def task_of(values: Mapping[str, Any], where: str) -> Task:
     if parent is not None:
         if parent not in names("tasks"):
             raise suggest("task", str(parent), names("tasks"), f"{where}: extends")
-        values = {"name": parent, **merge(_task_values(parent), values)}
+        values = {"name": parent, **merge(task_values(parent), values)}
     values = {"name": UNNAMED, **values}
     values = {"title": values["name"], **values}
     if isinstance(values["name"], str):
@@ -113,7 +121,11 @@ def _checked_task(values: Mapping[str, Any], where: str) -> Task:
     parsed: Task = parse(Task, values, where)
     if parsed.model.kind not in (models := plugins.names("models")):
         raise suggest("model", parsed.model.kind, models, f"{where}: model.kind")
-    options = parse(model_options(parsed.model.kind), parsed.model.arguments, f"{where}: model")
+    try:
+        accepted_keys = model_options(parsed.model.kind)
+    except ConfigError as error:  # the file of the model is wrong
+        raise ConfigError(f"{where}: model.kind: {parsed.model.kind}: {error}") from None
+    options = parse(accepted_keys, parsed.model.arguments, f"{where}: model", PREPARATION)
     typed = options.model_dump(mode="json", include=options.model_fields_set)
     preparation = parsed.model.model_dump(include=PREPARATION)
     parsed = parsed.model_copy(update={"model": Model(kind=parsed.model.kind, **typed, **preparation)})
@@ -158,7 +170,7 @@ def model_options(kind: str) -> type[Frozen]:
         raise ConfigError(f"{path}: line {error.lineno}: {error.msg}; correct this line") from None
     build = next((node.args for node in body if isinstance(node, ast.FunctionDef) and node.name == "build"), None)
     if build is None:
-        raise ConfigError(f"{path}: this file has no function `build`; write one, as in floral/models")
+        raise plugins.without_build("models", path)
     fields: dict[str, Any] = {}
     for argument, default in zip(build.kwonlyargs, build.kw_defaults, strict=True):
         if argument.arg != "width":  # Methods set this argument to widen a model; tasks do not.

@@ -6,6 +6,7 @@ methods/mine.py of the study is the module floral.methods.mine.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import traceback
 from collections import Counter
@@ -87,8 +88,33 @@ def builder(kind: str, name: str) -> Callable[..., Any]:
             raise
         raise _broken(path, error) from error
     if not callable(build := getattr(module, "build", None)):
-        raise ConfigError(f"{path}: this file has no function `build`; write one, as in floral/{kind}")
+        raise without_build(kind, path)
     return build
+
+
+def without_build(kind: str, path: Path) -> ConfigError:
+    """Return the error for a file of a method or model that has no function `build`.
+
+    If a model's file defines PyTorch modules, the remedy names the last one, which usually contains the others.
+    """
+    remedy = f"write this function, as in floral/{kind}"
+    if kind == "models":
+        modules = _pytorch_modules(path)
+        in_study = path.parent.resolve() == (paths.STUDY / kind).resolve()
+        place = f"{kind}/{path.name}" if in_study else path
+        module = f"{{kind: module, build: {place}:{modules[-1] if modules else 'NAME'}}}"
+        remedy = f"for a torch.nn.Module, write `model: {module}` in the task; for declared layers, {remedy}"
+    return ConfigError(f"{path}: this file has no function `build`; {remedy}")
+
+
+def _pytorch_modules(path: Path) -> list[str]:
+    """Return the classes of a Python file that derive from a class `Module`, directly or through each other."""
+    modules = ["Module"]
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            bases = [ast.unparse(base).rpartition(".")[2] for base in node.bases]
+            modules += [node.name] * (not set(modules).isdisjoint(bases))
+    return modules[1:]
 
 
 def _broken(path: Path, error: Exception) -> ConfigError:

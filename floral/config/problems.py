@@ -84,4 +84,10 @@ def distinct(problems: list[ErrorDetails]) -> list[ErrorDetails]:
     """
     reported = [problem for problem in problems if problem["type"] != "too_short"] or problems
     first = {key_of(problem["loc"]): problem for problem in reversed(reported)}
-    return [problem for problem in reported if first[key_of(problem["loc"])] is problem]
+    return [
+        problem
+        for key, problem in ((key_of(problem["loc"]), problem) for problem in reported)
+        if first[key] is problem
+        # a wrong entry of a list, where a word such as `all` is allowed in place of the list
+        and not (problem["type"] == "literal_error" and any(inner.startswith(f"{key}.") for inner in first))
+    ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, Tag, ValidationError
+from pydantic_core import ErrorDetails
 
 from floral.config import problems
 from floral.config.schema.base import Frozen
@@ -145,11 +146,16 @@ def suggest(
     `kind` says what the name stands for, such as "task". `where` is the file and key that contain the name. `published`
     maps names of publications to valid names. Case and punctuation in them do not count.
     """
-    candidates = sorted(valid_names)
+    candidates = sorted(set(valid_names))
     same = [valid for title, valid in (published or {}).items() if _letters(title) == _letters(name)]
-    near = same or difflib.get_close_matches(name, candidates, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(candidates) or 'none'}"
+    near = next(iter(same), closest(name, candidates))
+    hint = f"; did you mean {near!r}?" if near else f"; known: {', '.join(candidates) or 'none'}"
     return ConfigError(f"{where + ': ' if where else ''}unknown {kind} {name!r}{hint}")
+
+
+def closest(name: str, valid_names: Iterable[str]) -> str | None:
+    """Return the valid name that is most similar to a wrong name, or None if none is similar."""
+    return next(iter(difflib.get_close_matches(name, sorted(valid_names), n=1)), None)
 
 
 def _letters(name: str) -> str:
@@ -157,8 +163,10 @@ def _letters(name: str) -> str:
     return "".join(filter(str.isalnum, name)).casefold()
 
 
-def parse(model: type[Frozen], values: Any, where: str) -> Any:
+def parse(model: type[Frozen], values: Any, where: str, other_keys: Collection[str] = ()) -> Any:
     """Check values against a pydantic model and return an object of this model.
+
+    `other_keys` are keys of the same mapping that are checked elsewhere. A message about an unknown key names them too.
 
     Raises:
         ConfigError: a value is wrong. The message names the file `where`, the key and the value.
@@ -168,20 +176,49 @@ def parse(model: type[Frozen], values: Any, where: str) -> Any:
     except ValidationError as error:
         lines = []
         distinct = problems.distinct(error.errors())
+        intended = _intended(distinct)
         for problem in sorted(distinct, key=lambda problem: problem["type"] != "extra_forbidden"):
-            *parents, name = problem["loc"] or ("",)
-            key = problems.key_of(problem["loc"])
+            location = problem["loc"]
+            *parents, name = location or ("",)
+            key = problems.key_of(location)
+            if location in intended.values():
+                continue  # another message says which wrong key stands for this missing key
             if problem["type"] == "extra_forbidden":
                 place = f"{where}: {problems.key_of(parents)}" if parents else where
-                lines.append(str(suggest("key", str(name), _descriptions_at(model, parents), place)))
+                valid = [str(intended[location][-1])] if location in intended else _descriptions_at(model, parents)
+                lines.append(str(suggest("key", str(name), [*valid, *(() if parents else other_keys)], place)))
             elif problem["type"] == "missing" and (description := _descriptions_at(model, parents).get(str(name))):
                 lines.append(f"{where}: `{key}` is missing: {description} Add this key.")
             else:
                 # Without a key, the input is the whole mapping; printing it would only repeat the file.
                 text, value = problems.sentence(problem), shortened(problem["input"])
                 in_brackets = "" if name in NEVER_PRINTED else f" (found {value})"
-                lines.append(f"{where}: {key}: {text}{in_brackets}" if key else f"{where}: {text}")
+                if location in intended:
+                    what, _, _ = text.partition(";")  # without the remedy for the wrong key
+                    lines.append(f"{where}: {key}: {what}{in_brackets}; did you mean {intended[location][-1]!r}?")
+                else:
+                    lines.append(f"{where}: {key}: {text}{in_brackets}" if key else f"{where}: {text}")
         raise ConfigError("\n".join(lines)) from None
+
+
+Location = tuple[int | str, ...]
+"""A place in a nested mapping: keys, indices of lists, and tags of pydantic."""
+
+
+def _intended(distinct: list[ErrorDetails]) -> dict[Location, Location]:
+    """Return the wrong keys that stand for a missing key with a similar name: wrong key → missing key.
+
+    A wrong key does not exist, or should have a mapping and has no mapping, such as `task: [mine]` for `tasks: [mine]`.
+    """
+    missing = [problem["loc"] for problem in distinct if problem["type"] == "missing"]
+    intended: dict[Location, Location] = {}
+    for problem in distinct:
+        *parents, name = problem["loc"] or ("",)
+        if problem["type"] == "extra_forbidden" or problems.SENTENCES.get(problem["type"]) == problems.MAPPING:
+            beside = {str(location[-1]): location for location in missing if list(location[:-1]) == parents}
+            if near := closest(str(name), beside):
+                intended[problem["loc"]] = beside[near]
+    return intended
 
 
 def shortened(value: Any) -> str:

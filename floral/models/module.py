@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -15,15 +15,22 @@ from types import ModuleType
 from typing import Any
 
 from floral.config import paths
+from floral.config.reading import closest
 from floral.core.spec import Refused
 from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Linear
 from floral.nn.model import Model
 from floral.nn.modules.inputs import Inputs
+from floral.nn.modules.probe import WrongOutputs
 from floral.nn.modules.wrap import NotBuilt, wrap
 from floral.nn.norms import BatchNorm, GroupNorm, LayerNorm
 
 VERSION = 1
 """Increase it when the same run gives other numbers."""
+
+
+class Unknown(NotBuilt):
+    """Error: the file or the function that `build` names does not exist."""
+
 
 LAYERS = Linear, Conv2d, ConvTranspose2d, Embedding, BatchNorm, GroupNorm, LayerNorm
 """Layers that a module may have. Their adaptors belong to the code of its runs."""
@@ -58,10 +65,32 @@ def build(
         inspect.signature(function).bind(**values)
     except TypeError as error:
         raise NotBuilt(f"{build} does not take these arguments: {error}; correct `arguments`") from None
-    model = wrap(lambda: function(**values), samples, outputs)
+    try:
+        model = wrap(lambda: function(**values), samples, outputs)
+    except WrongOutputs as error:
+        remedy = _remedy(build, accepted, arguments, outputs, error.module_outputs)
+        raise WrongOutputs(f"{error}; {remedy}", error.module_outputs, "outputs" not in accepted) from None
     if "width" in accepted and "width" not in arguments and accepted["width"].default is inspect.Parameter.empty:
         model = replace(model, remarks=(f"{build} is called with `width={width}`, which multiplies hidden sizes",))
     return model
+
+
+def _remedy(
+    build: str, accepted: Collection[str], arguments: Collection[str], outputs: int, module_outputs: int
+) -> str:
+    """Return why a module has `module_outputs` and not `outputs` outputs, and the remedy.
+
+    `accepted` are the arguments of the function `build`, of which the task gives `arguments`.
+    """
+    name = build.rpartition(":")[2]
+    if "outputs" in arguments:
+        return f"`arguments` gives `{name}` its `outputs`; remove it there"
+    if "outputs" in accepted:
+        return f"`{name}` gets `outputs={outputs}`; make the last layer of this size"
+    return (
+        f"`{name}` has no argument `outputs`, so it makes {module_outputs} outputs for any task; rename its argument "
+        "for the number of classes to `outputs`, or set it in `arguments`"
+    )
 
 
 def _check_width(
@@ -98,20 +127,26 @@ def function_of(name: str) -> Callable[..., Any]:
     """Return the function <file.py>:<function> or <package.module>:<function>. `function` may be <class>.<method>.
 
     Raises:
-        NotBuilt: the file, the module or the function does not exist, or the import fails.
+        Unknown: the file or the function does not exist.
+        NotBuilt: the import fails.
     """
     place, _, function = name.rpartition(":")
     if not place or not function:
-        raise NotBuilt(f"`build: {name}` names no function; write <file.py>:<function> or <package.module>:<function>")
+        raise Unknown(f"`build: {name}` names no function; write <file.py>:<function> or <package.module>:<function>")
+    path = paths.in_study(place)
+    if place.endswith(".py") and not path.is_file():
+        similar = closest(path.name, [file.name for file in path.parent.glob("*.py")])
+        remedy = f"did you mean {Path(place).with_name(similar)}?" if similar else "correct the path"
+        raise Unknown(f"`build: {name}`: there is no file {path}; {remedy}")
     try:
-        module = from_file(paths.in_study(place)) if place.endswith(".py") else importlib.import_module(place)
-    except FileNotFoundError:
-        raise NotBuilt(f"`build: {name}`: there is no file {paths.in_study(place)}; correct the path") from None
+        module = from_file(path) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:  # the code of the user may fail in any way
         raise NotBuilt(f"`build: {name}`: the import fails: {type(error).__name__}: {error}; correct it") from error
     built_by = reduce(lambda holder, part: getattr(holder, part, None), function.split("."), module)
     if not callable(built_by):
-        raise NotBuilt(f"`build: {name}`: {place} has no function {function}; correct the name")
+        similar = closest(function, [key for key, value in vars(module).items() if callable(value)])
+        remedy = f"did you mean {similar}?" if similar else "correct the name"
+        raise Unknown(f"`build: {name}`: {place} has no function {function}; {remedy}")
     return built_by
 
 

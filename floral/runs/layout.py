@@ -31,15 +31,20 @@ METRICS = {
 """Columns of metrics.parquet."""
 
 
+def values_of(run: Run) -> dict[str, Any]:
+    """Return all values of a run, as run.yaml has them."""
+    values = run.model_dump(mode="json")
+    values["task"]["model"] = run.task.model.all_keys
+    return values
+
+
 def write_run(folder: Path, run: Run, partition_digest: str | None, data_digest: str | None = None) -> None:
     """Write run.yaml, which has every value that determines the results of the run.
 
     The file is written before round 1. The digests are hashes of the partition and of the data set; both are None for
     a run without data.
     """
-    resolved = run.model_dump(mode="json")
-    resolved["task"]["model"] = run.task.model.all_keys
-    resolved |= {
+    resolved = values_of(run) | {
         "hash8": run.hash8,
         "results_version": RESULTS_VERSION,
         "partition": {"folder": str(run.partition.folder), "digest": partition_digest},

@@ -19,7 +19,7 @@ LOCK = ".lock"
 """The file in a run's folder that its process locks while it works on the run."""
 
 FAILURE = ("reason", "exception", "traceback", "hint", "time")
-"""The keys of failure.json."""
+"""The keys of failure.json. A run that failed before it wrote run.yaml also has its values there, as `run`."""
 
 STARTED = (LOCK, "run.yaml", "checkpoint/last.safetensors")
 """Each of these files, if not empty, shows that a process has started the run."""

@@ -62,10 +62,13 @@ def _check_model(task: Task, problem: Problem) -> None:
         if model.start is None:  # otherwise, `build` has applied it
             _apply(model, problem.shape, problem.outputs)
     except (Refused, RuntimeError, ValueError, TypeError, IndexError) as error:
-        names = [name for name in plugins.names("models") if _fits(name, problem.shape, problem.outputs)]
+        fitting = ""
+        if task.model.kind != "module":  # who brings a module wants this one
+            names = [name for name in plugins.names("models") if _fits(name, problem.shape, problem.outputs)]
+            fitting = f"; models that fit: {', '.join(names) or 'none'}"
         raise ConfigError(
             f"{place_of(task)}: model: {task.model.kind} cannot be used for samples of shape {list(problem.shape)}: "
-            f"{first_line(error)}; models that fit: {', '.join(names) or 'none'}"
+            f"{first_line(error)}{fitting}"
         ) from None
 
 

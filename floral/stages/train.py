@@ -18,7 +18,7 @@ from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.io.files import atomic
 from floral.io.locks import held
-from floral.runs import reference
+from floral.runs import layout, reference
 from floral.runs.state import LOCK
 from floral.stages import progress_line
 
@@ -82,10 +82,10 @@ def complete(run: Run, results: Path, *, device: str, runs_per_gpu: int, **how: 
                         with hold_device(device, runs_per_gpu) as resolved, catch_signals() as stop:
                             summary = execute(run, results, resolved, stop=stop, **how)
             except (ConfigError, KeyboardInterrupt) as error:  # `floral` prints these errors
-                leave_reason(folder, error)
+                leave_reason(run, folder, error)
                 raise
             except Exception as error:
-                leave_reason(folder, error)
+                leave_reason(run, folder, error)
                 raise RunFailed(run, error) from error
             slurm.record_end(folder, summary["status"])
         (folder / "done").write_text(f"{summary['status']} {summary['hash8']} {summary['finished_at']}\n")
@@ -127,17 +127,22 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return summary
 
 
-def leave_reason(folder: Path, error: BaseException) -> None:
-    """Write the reason of a failure to failure.json. In a SLURM job, also write it to the job's entry in jobs.json."""
+def leave_reason(run: Run, folder: Path, error: BaseException) -> None:
+    """Write the reason of a failure to failure.json. In a SLURM job, also write it to the job's entry in jobs.json.
+
+    A run that failed before it wrote run.yaml also has its values in failure.json, for `floral show`.
+    """
     reason, hint = diagnosis(error)
     stopped = isinstance(error, KeyboardInterrupt)  # a traceback would not help
-    failure = {
+    failure: dict[str, Any] = {
         "reason": reason,
         "exception": "" if stopped else f"{type(error).__name__}: {error}",
         "traceback": "" if stopped else "".join(traceback.format_exception(error)),
         "hint": hint,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if not (folder / "run.yaml").exists():
+        failure["run"] = layout.values_of(run)
     try:
         atomic(folder / "failure.json", json.dumps(failure, indent=1).encode())
         slurm.record_end(folder, reason)

@@ -14,6 +14,7 @@ from floral.config import paths
 from floral.config.schema.task import Model as Keys
 from floral.core.spec import Params, Refused
 from floral.core.streams import Shapes, Stream
+from floral.io.tensor_files import defect
 from floral.nn.layers import WEIGHT_LAYERS, Embedding, Linear
 from floral.nn.model import Model, gets_adaptor, matching
 from floral.nn.norms import NORMS
@@ -165,10 +166,7 @@ def read(path: Path) -> Params:
     except FileNotFoundError:
         raise Refused(f"`weights: {path}`: there is no such file; correct the path") from None
     except (SafetensorError, OSError) as error:
-        raise Refused(
-            f"`weights: {path}` cannot be read as safetensors ({error}); convert a file of PyTorch with "
-            '`safetensors.torch.save_file(torch.load("old.pt", weights_only=True), "new.safetensors")`'
-        ) from None
+        raise Refused(f"`weights: {path}` cannot be read as safetensors: {defect(path, error)}") from None
 
 
 def check_patterns(key: str, patterns: Iterable[str], names: Collection[str]) -> None:

@@ -188,9 +188,13 @@ def test_an_error_in_the_code_is_named_with_its_line_and_stops_what_needs_it() -
 
 def test_names_that_do_not_exist_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
-    for kind, name, near in (("method", "fedavgg", "fedavg"), ("model", "mpl", "mlp"), ("task", "digits_rotat", "")):
+    wrong = [("method", "fedavgg", "'fedavg"), ("model", "mpl", "'mlp"), ("task", "digits_rotat", "'digits_rotate")]
+    wrong += [("model", "tests/modules/plian.py:small", "tests/modules/plain.py?")]
+    for kind, name, near in wrong:
         assert main(["check", kind, name]) == 2
-        assert f"floral check {kind}" in (said := capsys.readouterr().err) and f"did you mean '{near}" in said
+        said = capsys.readouterr().err
+        assert said.startswith(f"floral check {kind}: ") and said.count("floral check") == 1
+        assert f"did you mean {near}" in said
 
 
 def test_a_model_that_mixes_samples_or_ignores_its_seed_fails(tmp_path: Path) -> None:
@@ -256,11 +260,14 @@ def test_a_model_that_fits_no_shape_says_what_was_tried() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "outputs", "reason"),
-    [((8, 8), 3, "the module returns a tensor of shape [3, 10]"), ((1, 8, 8), 10, "[1, 8, 8]: ")],
+    ("shape", "outputs", "reason", "remedy"),
+    [
+        ((8, 8), 3, "the module returns a tensor of shape [3, 10]", "; or check it with --outputs 10"),
+        ((1, 8, 8), 10, "[1, 8, 8]: ", "not channels first; and the number of classes if it is not 10: --outputs 10"),
+    ],
 )
 def test_the_reason_why_a_module_does_not_fit_is_shown(
-    tmp_path: Path, shape: tuple[int, ...], outputs: int, reason: str
+    tmp_path: Path, shape: tuple[int, ...], outputs: int, reason: str, remedy: str
 ) -> None:
     """Ten classes where the check has three, and an image with its channels first."""
     (tmp_path / "ten.py").write_text(
@@ -271,7 +278,7 @@ def test_the_reason_why_a_module_does_not_fit_is_shown(
     )
     (failed, *rest) = outcomes(models.checks(models.keys_of(f"{tmp_path}/ten.py:make"), shape, outputs))
     assert failed.state == "fails" and reason in failed.text, failed.text
-    assert "not channels first" in failed.text and f"{outputs}: --outputs 10" in failed.text
+    assert remedy in failed.text and ("`make` has no argument `outputs`" in failed.text) == (outputs == 3), failed.text
     assert "broadcast" not in failed.text and str(rest[0]).startswith("  not checked initial values")
 
 

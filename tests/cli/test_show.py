@@ -34,9 +34,10 @@ def test_a_name_of_two_runs_names_both_and_how_to_see_the_other(capsys, results,
     first, second = (write(run) for run in runs)
     os.utime(first, (1, 1))
     show_run(Path("digits_rotate/fedavg/9"), results)
-    said = capsys.readouterr().out
-    assert f"2 runs have the name digits_rotate/fedavg/9. This is {second.name}, which changed last." in said
-    assert said.endswith(f"floral show digits_rotate/fedavg/{first.name}\n")
+    _, _, said, changes, *_ = capsys.readouterr().out.splitlines()
+    assert said.startswith(f"2 runs have the name digits_rotate/fedavg/9. This is {second.name}, which changed last.")
+    assert said.endswith(f"floral show digits_rotate/fedavg/{first.name}")
+    assert changes.startswith("This run has other values than ") and "digits_rotate.yaml: batch 8" in changes
     show_run(Path(f"digits_rotate/fedavg/{first.name}"), results)
     assert "2 runs" not in capsys.readouterr().out
 

@@ -49,6 +49,10 @@ def refusal(suite: str = "mine") -> str:
         ({"batch_norm": 1}, ["model: batch_norm", "true or false (found 1)"]),
         ({"hiden": 64}, ["model: unknown key 'hiden'; did you mean 'hidden'?"]),
         ({"width": 2.0}, ["model: unknown key 'width'"]),
+        (
+            {"kind": "module", "build": "a.py:f", "layers": 3},
+            ["adapt, arguments, build, freeze, head, ignore, inputs, w"],
+        ),
         ({"kind": "mlpp"}, ["model.kind: unknown model 'mlpp'; did you mean 'mlp'?"]),
         ({"kind": "cnn", "channels": 32}, ["model: channels", "must be a list; write `channels: [32]` (found 32)"]),
         ({"kind": "cnn", "channels": [32]}, ["model: channels.1", "this entry of the list is missing"]),
@@ -65,6 +69,11 @@ def test_a_model_option_without_a_default_is_required(write: Write) -> None:
     write("tasks/mine", extends="synthetic_linear", model={"kind": "mlp"})
     with pytest.raises(ConfigError, match=r"config/tasks/mine\.yaml: model: hidden: is missing; add this key"):
         catalogue.task("mine")
+    write("tasks/typo", extends="synthetic_linear", model={"kind": "mlp", "hiden": 3})
+    with pytest.raises(
+        ConfigError, match=r"^config/tasks/typo\.yaml: model: unknown key 'hiden'; did you mean 'hidden'\?$"
+    ):
+        catalogue.task("typo")
 
 
 def test_model_options_that_fit_are_taken_as_written() -> None:

@@ -173,8 +173,13 @@ def test_a_broken_file_is_named_with_its_line(study: Write, text: str, words: st
 
 def test_a_model_without_build_is_named(study: Write) -> None:
     study("models/own.py", "x = 1\n")
-    with pytest.raises(ConfigError, match=r"^models/own\.py: this file has no function `build`"):
-        catalogue.model_options("own")
+    study("config/tasks/mine.yaml", "extends: digits_rotate\ntitle: Mine\nmodel: {kind: own}\n")
+    told = r"^config/tasks/mine\.yaml: model\.kind: own: models/own\.py: this file has no function `build`; .*"
+    with pytest.raises(ConfigError, match=rf"{told}build: models/own\.py:NAME"):
+        catalogue.task("mine")
+    study("models/own.py", "class Block(nn.Module): ...\nclass Net(Block): ...\nclass Data(list): ...\n")
+    with pytest.raises(ConfigError, match=rf"{told}write `model: {{kind: module, build: models/own\.py:Net}}` in the"):
+        catalogue.task("mine")
 
 
 # ------------------------------------------------------------------------------------------ folders

@@ -202,5 +202,10 @@ def of_units(outputs: int, width: int = 64) -> nn.Module:
     return of_width(outputs, width / 4)
 
 
+def one_more(outputs: int) -> nn.Module:
+    """It has one output too many."""
+    return small(outputs + 1)
+
+
 def no_module() -> str:
     return "no module"

@@ -124,8 +124,11 @@ def test_layers_whose_weight_is_used_elsewhere_are_not_adapted() -> None:
 
 
 WRONG = {
-    "nowhere.py:make": "there is no file nowhere.py",
-    f"{PLAIN}:missing": "has no function missing",
+    "nowhere.py:make": "there is no file nowhere.py; correct the path",
+    f"{PLAIN.with_name('plian.py')}:small": r"there is no file .*plian\.py; did you mean .*plain\.py\?",
+    f"{PLAIN}:missing": "has no function missing; correct",
+    f"{PLAIN}:smal": r"has no function smal; did you mean small\?",
+    f"{PLAIN}:one_more": rf"\[3, {CLASSES + 1}\] for 3 .* `one_more` gets `outputs={CLASSES}`; make the last layer",
     "plain": "names no function",
     "no_such_package.models:make": "the import fails: ModuleNotFoundError",
     f"{PLAIN}:no_module": "`build` returns str; return a torch.nn.Module",

@@ -11,9 +11,10 @@ from federations import FIRST, fitting, make_run, simulate, train
 from safetensors.torch import save_file
 
 from floral.config.reading import ConfigError
+from floral.core.spec import Refused
 from floral.models import module
 from floral.nn.modules.wrap import built as module_built
-from floral.toolkit.prepared import near
+from floral.toolkit.prepared import near, read
 
 PLAIN = Path(__file__).with_name("plain.py")
 MODULE = {"kind": "module", "build": f"{PLAIN}:small"}
@@ -87,6 +88,27 @@ def test_a_pickle_is_refused_with_the_command_that_converts_it(tmp_path: Path) -
     for path, message in ((tmp_path / "old.pt", "weights_only=True"), (tmp_path / "none", "there is no such file")):
         with pytest.raises(ConfigError, match=message):
             simulate(model={**MODULE, "weights": str(path)})
+
+
+DAMAGED = {
+    "cut in the tensors": (
+        lambda whole: whole[:-100],
+        r"incomplete: it has [\d,]+ of the {size:,} bytes that its header .*; copy or",
+    ),
+    "cut in the header": (lambda whole: whole[:60], r"incomplete: it has 60 of the at least [\d,]+ bytes .*; copy or"),
+    "5 bytes": (lambda whole: whole[:5], "incomplete: it has only 5 bytes; copy or"),
+    "a page": (lambda _: b"<html>404</html>" * 9, "begins with b'<html>40' and has no header .*; copy or"),
+    "longer": (lambda whole: whole + bytes(9), "the file is damaged .*; copy or"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_copied_again_and_not_converted(tmp_path: Path, damage: Any, message: str) -> None:
+    path = Path(pretrained(tmp_path))
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    with pytest.raises(Refused, match=f"cannot be read as safetensors: .*{message.format(size=len(whole))}"):
+        read(path)
 
 
 def test_the_hash_follows_the_content_of_the_file_and_not_its_path(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from projects import ROOT
 
+from floral.cli.show import show
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.suites import suite_runs
@@ -55,7 +56,7 @@ def test_a_failure_leaves_its_reason(
     ends_with(monkeypatch, error)
     assert train(run, tmp_path, **HOW) == 1
     written = json.loads((tmp_path / run.folder / "failure.json").read_text())
-    assert tuple(sorted(written)) == tuple(sorted(state.FAILURE)) and written["reason"] == reason
+    assert tuple(sorted(written)) == tuple(sorted((*state.FAILURE, "run"))) and written["reason"] == reason
     assert {path.name for path in (tmp_path / run.folder).iterdir()} == {".lock", "failure.json", "log.txt"}
     (said,) = failure_lines({"quickstart": [run]}, tmp_path)
     assert f"seed 0: {line} (floral show " in said
@@ -77,6 +78,9 @@ def test_a_mistake_is_left_to_the_command_to_say(
         train(run, tmp_path, **HOW)
     assert capsys.readouterr().out == ""
     assert json.loads((tmp_path / run.folder / "failure.json").read_text())["reason"] == "mistake"
+    show(run.folder, tmp_path)  # the run has no run.yaml yet
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"FedAvg · {run.task.title} · seed 0 · failed\n") and "  training " in shown
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])

@@ -104,7 +104,7 @@ class CustomData(Frozen):
         default=None, exclude_if=is_none, description="For clients: format of the file or folder of one client."
     )
     path: str = Field(
-        description="File or folder, absolute or relative to the project's root; ~ is your home directory."
+        description="File or folder, absolute or relative to the folder of the study; ~ is your home directory."
     )
     label: str | None = Field(
         default=None, description="For a table: name of the column with the class, as integers 0, 1, … or words."

@@ -22,16 +22,20 @@ def is_trained(base: str) -> bool:
 
 
 class Model(Frozen):
-    """A model: the name of a Python file in floral/models, and the arguments of the function `build` in this file."""
+    """A model: the name of a Python file of models, and the arguments of the function `build` in this file.
+
+    The file is in floral/models, or in the folder models of the study.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
     kind: str = Field(
-        description="Name of a module in floral/models. Keys not in this table are keyword arguments of its `build`."
+        description="Name of a file in floral/models or in the study's models/, without `.py`; `module` for any "
+        "torch.nn.Module. Keys not in this table are keyword arguments of its `build`."
     )
     weights: str | None = Field(
         default=None,
         exclude_if=is_none,
-        description="File of initial values (.safetensors), absolute or relative to the project's root.",
+        description="File of initial values (.safetensors), absolute or relative to the folder of the study.",
     )
     ignore: tuple[str, ...] = Field(
         default=(),

@@ -20,6 +20,17 @@ TOLERANCE = 1e-4
 ADVICE = "only the backend `loop` can be used"
 
 
+class WrongOutputs(Refused):
+    """Error: the module has another number of outputs than the task needs.
+
+    `module_outputs` is the number of the module. `is_fixed` tells whether it is the same for all tasks.
+    """
+
+    def __init__(self, message: str, module_outputs: int, is_fixed: bool = False) -> None:
+        super().__init__(message)
+        self.module_outputs, self.is_fixed = module_outputs, is_fixed
+
+
 def probed(model: Model, module: nn.Module, inputs: Inputs, outputs: int) -> Model:
     """Return the model with what test passes show: whether it draws random numbers, mixes samples, and vectorises.
 
@@ -68,11 +79,21 @@ def original_values(module: nn.Module, model: Model, params: Params) -> nn.Modul
 
 
 def check_shape(logits: Tensor, samples: int, outputs: int) -> None:
-    if logits.shape[:1] != (samples,) or logits.shape[-1] != outputs or logits.dim() not in (2, 3):
-        raise Refused(
-            f"the module returns a tensor of shape {list(logits.shape)} for {samples} sample(s), but the task needs "
-            f"[{samples}, {outputs}]; change the last layer, or do not squeeze the outputs"
-        )
+    """Check the shape of logits [samples, outputs] or [samples, T, outputs].
+
+    Raises:
+        WrongOutputs: only the number of outputs is wrong, for one output vector per sample.
+        Refused: the shape is wrong in another way.
+    """
+    if logits.shape[:1] == (samples,) and logits.shape[-1] == outputs and logits.dim() in (2, 3):
+        return
+    problem = (
+        f"the module returns a tensor of shape {list(logits.shape)} for {samples} sample(s), but the task needs "
+        f"[{samples}, {outputs}]"
+    )
+    if logits.dim() == 2 and logits.shape[0] == samples:
+        raise WrongOutputs(problem, logits.shape[1])
+    raise Refused(f"{problem}; change the last layer, or do not squeeze the outputs")
 
 
 def advances_generator(model: Model, params: Params, statistics: Params, x: Tensor) -> bool:
