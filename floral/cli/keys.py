@@ -18,6 +18,7 @@ import annotated_types as limits
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from floral.cli.paragraphs import wrapped
 from floral.config import paths
 from floral.config.schema import data, method, partition, shift, suite, task, tuning
 from floral.config.settings import Settings, Slurm
@@ -33,8 +34,6 @@ SCHEMAS: dict[str, type[BaseModel]] = {
 """Argument of `floral keys` → schema of the file or mapping."""
 SIGNS = {limits.Ge: "≥ {.ge}", limits.Gt: "> {.gt}", limits.Le: "≤ {.le}", limits.Lt: "< {.lt}"}
 WORDS = {int: "integer", float: "number", str: "text", bool: "`true` or `false`", Path: "path", Any: "any value"}
-COLUMNS = 100
-"""Width of the text, in characters."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,11 @@ def text(name: str) -> str:
     schema = SCHEMAS[name]
     names = {value: key for key, value in SCHEMAS.items()}
     about = inspect.cleandoc(vars(schema).get("__doc__") or "").split("\n\n")[0]
-    lines = [*textwrap.wrap(about, COLUMNS), ""]
+    lines = [*wrapped(about, ""), ""]
     for key in keys(schema, lambda inner: f"mapping (floral keys {names[inner]})" if inner in names else "mapping"):
         default = "" if key.default == "none" else f", {'required' if key.default == 'required' else 'default '}"
         lines.append(f"{key.name}: {key.type}{default}{'' if key.default in ('none', 'required') else key.default}")
-        lines += textwrap.wrap(key.meaning, COLUMNS, initial_indent="    ", subsequent_indent="    ")
+        lines += wrapped(key.meaning, "    ")
     return "\n".join(lines)
 
 
