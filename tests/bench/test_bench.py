@@ -122,8 +122,8 @@ SMALL = (
     ),
     Case(name="memory", limit=1e-9, task="digits_rotate", variant="fedavg", measure=cases.peak_gigabytes),
     Case(
-        name="memory of two", limit=1e9, task="digits_rotate", variant="local_adaptor", reference=cases.UNCHANGED,
-        measure=cases.peak_to_reference, change={"lr": 0.2}, params={"rank": 1},
+        name="memory of two", limit=1e9, task="synthetic_linear", variant="floral_1", reference=cases.UNCHANGED,
+        measure=cases.peak_to_reference, change={"lr": 0.02}, params={"rank": 1},
     ),
     Case(
         name="threads", limit=1e9, task="synthetic_linear", variant="floral_1", measure=cases.to_one_thread,

@@ -193,7 +193,8 @@ def test_commands_go_on_beside_a_file_that_cannot_be_read(tmp_path) -> None:
     ):  # fmt: skip
         (folder / f"{name}.yaml").write_text(TASK.format(kind=kind, path=path))
     listed = project.call("floral", "tasks")
-    assert listed.returncode == 0 and "is not in UTF-8; remedy: rename" in listed.stdout, listed.stdout
+    in_one_line = " ".join(listed.stdout.split())
+    assert listed.returncode == 0 and "is not in UTF-8; remedy: rename" in in_one_line, listed.stdout
     assert project.call("floral", "plan", "good").returncode == 0
     refusal = project.call("floral", "plan", "both")
     assert refusal.returncode == 2 and "Traceback" not in refusal.stdout
