@@ -20,7 +20,7 @@ from floral.adaptors.linear import LinearAdaptor
 from floral.adaptors.norm import NormAdaptor, moved
 from floral.core.spec import Adapted, Noise, Params, Predict, Problem, Refused, View
 from floral.core.streams import Stream
-from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Linear, layer_params
+from floral.nn.layers import WEIGHT_LAYERS, Conv2d, ConvTranspose2d, Embedding, Linear, layer_params
 from floral.nn.model import Model, gets_adaptor
 from floral.nn.norms import NORMS
 from floral.nn.small_layers import Dropout
@@ -286,8 +286,9 @@ class Adaptors:
             return True
         if self.application == "cheaper":
             merged, beside = adaptor.multiply_adds(shape, clusters)
-            if f"{name}.weight" in self.model.constants:
-                merged += self.model.layers[name].multiply_adds(shape) // 3
+            layer = self.model.layers[name]
+            if f"{name}.weight" in self.model.constants and isinstance(layer, WEIGHT_LAYERS):
+                merged += layer.multiply_adds(shape) // 3
             return merged < beside
         return self.application == "merged"
 
