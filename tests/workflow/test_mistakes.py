@@ -114,7 +114,7 @@ BLOCK = "tasks: [digits_rotate], variants: [fedavg], seeds: [0]"
         ("tasks: [digits_rotate], variants: fedavg, seeds: [0]", "runs.0.variants: must be a list; write `variants:"),
         ("tasks: [digits_rotate], variants: [fedavg], seeds: 0", "runs.0.seeds: must be a list; write `seeds: [0]`"),
         (f"{BLOCK}, seed: 1", "runs.0: unknown key 'seed'; did you mean 'seeds'?"),
-        (BLOCK.replace("tasks", "task"), "runs.0.task: must be a mapping (found ['digits_rotate']); did you mean 'tasks'?"),
+        (BLOCK.replace("tasks", "task"), "runs.0.task: must be a mapping (found ['digits_rotate']); did you mean 'tas"),
         (f"{BLOCK}, task: {{cluster: 3}}", "runs.0.task: unknown key 'cluster'; did you mean 'clusters'?"),
         (f"{BLOCK}, task: {{partition: {{knd: iid}}}}", "runs.0.task: partition: unknown key 'knd'"),
         (f"{BLOCK}, method: {{mu: 1}}", "runs.0.method: unknown parameter 'mu'"),
