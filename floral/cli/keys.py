@@ -71,8 +71,8 @@ def text(name: str) -> str:
     about = inspect.cleandoc(vars(schema).get("__doc__") or "").split("\n\n")[0]
     lines = [*wrapped(about, ""), ""]
     for key in keys(schema, lambda inner: f"mapping (floral keys {names[inner]})" if inner in names else "mapping"):
-        default = "" if key.default == "none" else f", {'required' if key.default == 'required' else 'default '}"
-        lines.append(f"{key.name}: {key.type}{default}{'' if key.default in ('none', 'required') else key.default}")
+        default = {"none": "", "required": ", required"}.get(key.default, f", default {key.default}")
+        lines.append(f"{key.name}: {key.type}{default}")
         lines += wrapped(key.meaning, "    ")
     return "\n".join(lines)
 

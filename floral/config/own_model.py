@@ -19,13 +19,11 @@ IN_FOLDER = ("huggingface", "bert")
 
 
 def is_of_user(model: Model) -> bool:
-    """Return whether a model has the user's code or the user's weights."""
-    return (
-        model.kind == "module"
-        or model.kind in IN_FOLDER
-        or model.weights is not None
-        or plugins.is_of_study("models", model.kind)
-    )
+    """Return whether a model has the user's code or weights, which are neither in floral nor in config/data.lock."""
+    files = {"weights"} if model.weights is not None else set[str]()
+    files |= {"path"} if model.kind in IN_FOLDER else set()
+    of_user = model.kind == "module" or not files <= networks.used(model).keys()
+    return of_user or plugins.is_of_study("models", model.kind)
 
 
 def identity(model: Model) -> dict[str, Any]:

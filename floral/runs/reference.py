@@ -215,7 +215,7 @@ def restore(suites: Mapping[str, list[Run]], results: Path, reference: Path = RE
         with _open_archive(path) as archive:
             runs = [run for _, run in in_archive]
             with ThreadPoolExecutor(WRITERS) as writers:
-                written = writers.map(partial(_restore_run, archive, results), runs)
+                written = writers.map(partial(_restore_run, archive, _members(archive), results), runs)
                 restored += [run for run, done in zip(runs, written, strict=True) if done]
     return restored
 
@@ -233,27 +233,36 @@ def restore_archive(suite: str, results: Path, reference: Path = REFERENCE) -> l
         names = sorted(archive.parent.name for archive in reference.glob(f"[!.]*/{RUNS}"))
         raise suggest("reference", suite, names, str(reference))
     with _open_archive(path) as archive:
-        members: dict[Path, dict[str, str]] = {}
-        for member in archive.namelist():
-            folder, _, name = member.rpartition("/")
-            if name in RUN_FILES:
-                members.setdefault(results / folder, {})[name] = member
+        members = _members(archive)
 
-        def restore_folder(folder: Path) -> None:
-            if not is_finished(folder):
-                files = {name: archive.read(member) for name, member in members[folder].items()}
-                _write_run(folder, files, suite)
+        def restore_folder(folder: str) -> None:
+            if not is_finished(results / folder):
+                _write_run(results / folder, _read_files(archive, members[folder]), suite)
 
         with ThreadPoolExecutor(WRITERS) as writers:
             list(writers.map(restore_folder, members))
-    return list(members)
+    return [results / folder for folder in members]
 
 
-def _restore_run(archive: zipfile.ZipFile, results: Path, run: Run) -> bool:
-    """Unpack a run unless its partition differs, which is told, or it is finished. Return True if it was unpacked."""
+def _members(archive: zipfile.ZipFile) -> dict[str, list[str]]:
+    """Return the members of an archive that are files of runs, as a mapping from the run's folder to its members."""
+    members: dict[str, list[str]] = {}
+    for member in archive.namelist():
+        folder, _, name = member.rpartition("/")
+        if name in RUN_FILES:
+            members.setdefault(folder, []).append(member)
+    return members
+
+
+def _read_files(archive: zipfile.ZipFile, members: Iterable[str]) -> dict[str, bytes]:
+    """Return the content of some members by the name of their file."""
+    return {member.rpartition("/")[2]: archive.read(member) for member in members}
+
+
+def _restore_run(archive: zipfile.ZipFile, members: Mapping[str, list[str]], results: Path, run: Run) -> bool:
+    """Unpack a run and return True. Return False if it is finished, or with a message if its partition differs."""
     path, folder = Path(str(archive.filename)), results / run.folder
-    names = archive.NameToInfo
-    files = {name: archive.read(f"{run.folder}/{name}") for name in RUN_FILES if f"{run.folder}/{name}" in names}
+    files = _read_files(archive, members[str(run.folder)])
     if difference := _partition_difference(run, files, results):
         print(f"{path}: {run.folder} is not restored: {difference}", file=sys.stderr)
         return False

@@ -48,7 +48,7 @@ BASIS = {
     "variant": "finished runs of the same task and variant",
     "task": "finished runs of the same task",
     "rough": "a rough figure: rounds × clients a round × local epochs × 0.5 ms, 20 ms for convolutions",
-    "guess": "a guess for your own model: 20 ms per client and local epoch; it is better after the first finished run",
+    "guess": "a guess for your own or a pretrained model: 20 ms per client and local epoch, until a run is finished",
 }
 
 
@@ -71,7 +71,7 @@ def expected_costs(runs: Iterable[Run], results: Path) -> dict[Path, Cost]:
 
     A cost is computed from the finished runs of the same task and variant. If there are none, it is computed from all
     finished runs of the task. If the task has no finished run, the cost is a rough figure, or a guess for the user's
-    own model.
+    own or a pretrained model.
     """
     by_task: dict[str, list[_Measurement]] = {}
     by_variant: dict[tuple[str, str], list[_Measurement]] = defaultdict(list)
@@ -89,7 +89,8 @@ def expected_costs(runs: Iterable[Run], results: Path) -> dict[Path, Cost]:
         elif measurements := by_task[task.name]:
             expected[run.folder] = _mean(measurements, task.rounds, "task")
         else:
-            basis: Basis = "guess" if own_model.is_of_user(task.model) else "rough"
+            unknown = own_model.is_of_user(task.model) or task.model.kind in own_model.IN_FOLDER
+            basis: Basis = "guess" if unknown else "rough"
             expected[run.folder] = Cost(seconds=rough_seconds(run), bytes=ROUGH_BYTES, basis=basis)
     return expected
 
@@ -171,8 +172,8 @@ def estimate(
     )
     if changed:
         lines.append(
-            f"  {run_count(changed)} to do although a run of this name is finished: a value, or code of yours, has "
-            "changed since; the earlier run is kept"
+            f"  {run_count(changed)} to do although a run of this name is finished: that one has other values, or was "
+            "made by another version of your code; it is kept"
         )
     expected = expected_costs(todo.values(), results).values()
     at_once = min(workers, len(todo))

@@ -16,6 +16,7 @@ from floral.config.reading import ConfigError, suggest
 from floral.config.run import Run
 from floral.config.searches import Search
 from floral.runs import reference
+from floral.runs.state import is_finished
 from floral.workflow.work import Work
 
 Planned = TypeVar("Planned")
@@ -111,7 +112,8 @@ class Rules:
         a new partition starts no jobs of such runs.
         """
         _, run = self.run(wildcards)
-        taken = reference.origin(self.results / run.folder) is not None
+        folder = self.results / run.folder
+        taken = is_finished(folder) and reference.origin(folder) is not None
         return [] if run.task.noop or taken else self._inputs(run)
 
     def report_input(self, wildcards: Any) -> list[str]:

@@ -81,13 +81,13 @@ def test_the_estimate_says_what_it_rests_on(runs: list[Run], tmp_path: Path) -> 
     assert "6 runs" in text and "0 finished, 6 to do" in text and "a rough figure" in text and "free" in text
     own = make_run("digits_rotate", "fedavg", 0, model={"kind": "module", "build": "floral.bench.modules:mlp"})
     text = estimate.estimate({"quickstart": [own]}, tmp_path, 2)
-    assert "from a guess for your own model" in text and "to do" in text
+    assert "from a guess for your own or a pretrained model" in text and "to do" in text
     for run in runs:
         finish(tmp_path, run, 10.0)
     assert estimate.estimate({"quickstart": runs}, tmp_path, 2).endswith("all finished")
     changed = make_run("digits_rotate", "fedavg", runs[0].seed, rounds=7)
     text = estimate.estimate({"quickstart": [changed]}, tmp_path, 2)
-    assert "1 run to do although a run of this name is finished: a value, or code of yours" in text
+    assert "1 run to do although a run of this name is finished: that one has other values" in text
 
 
 def test_what_a_reference_has_is_not_to_do(runs: list[Run], tmp_path: Path) -> None:

@@ -145,6 +145,8 @@ def test_options_name_the_run_of_the_path(tmp_path: Path) -> None:
     assert rules.train_input(job) == [f"{tmp_path}/{run.partition.folder}/partition.parquet"]
     (tmp_path / run.folder).mkdir(parents=True)
     (tmp_path / run.folder / reference.RESTORED).write_text('{"suite": "quickstart", "commit": "1234"}')
+    assert rules.train_input(job)  # its other files are gone, so it will be trained
+    (tmp_path / run.folder / "summary.json").write_text("{}")
     assert rules.train_input(job) == []  # a run from the reference results needs no partition
     partition = SimpleNamespace(task="digits_rotate", seed=str(run.seed), hash8=run.partition.hash8)
     assert rules.partition_input(partition) == [f"{tmp_path}/data/{run.partition.data}/card.json"]
