@@ -9,7 +9,7 @@ from torch import Tensor
 from floral.adaptors.aggregation import flatten, unflatten
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.linear import LinearAdaptor
-from floral.adaptors.per_sample import gate_input, gated_adaptors, mixed_outputs
+from floral.adaptors.per_sample import each_output, gate_input, gated_adaptors, mixed_outputs
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Routing, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
 from floral.nn.layers import layer_params
@@ -56,10 +56,9 @@ def build(problem: Problem, *, base: str, warmup: float, local: float, experts: 
             part = adaptors.by_layer.get(name)
             if not isinstance(part, LinearAdaptor | ConvAdaptor):
                 return None, None
-            factors = layer_params(held, name)
             weights = expert_weights(gate_input(x) @ gate[name].mT, is_used, is_cluster)
-            parts = [{key: value[j : j + 1] for key, value in factors.items()} for j in range(experts)]
-            return None, mixed_outputs(part, parts, weights, adaptors.dropped(name, x, noise))
+            outputs = each_output(part, layer_params(held, name), adaptors.dropped(name, x, noise))
+            return None, mixed_outputs(outputs, weights)
 
         logits, statistics = adaptors.model(view["base"], view.get("statistics", {}), x, noise, mask, adapt)
         return logits, {"statistics": statistics} if statistics else {}
