@@ -30,7 +30,6 @@ from floral.engine.local import Chunk, Clients, Finished, Step, map_groups, with
 from floral.engine.state import Axes, dims
 from floral.nn.products import Leaf, PendingGradient, Tape
 
-
 MAX_RECORDED_SAMPLES = 1024
 """A function of all samples of the clients is recorded if these are at most so many, because the recording keeps all
 tensors that it makes."""
