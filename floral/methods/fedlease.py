@@ -85,7 +85,7 @@ def build(problem: Problem, *, base: str, warmup: float, local: float, experts: 
         1 - cos(B_i, B_j). `best_linkage` chooses the number of clusters.
         """
         assert served.client_vectors is not None
-        vectors, present = remember(served, served.client_vectors.vectors)
+        vectors, present = remember(served, "adaptor", served.client_vectors.vectors)
         changed = {"choice": served.before["choice"], **flag_removed(served)}
         if stage_ends(served):
             sent = unflatten(vectors, start)
@@ -117,7 +117,7 @@ def build(problem: Problem, *, base: str, warmup: float, local: float, experts: 
             ),
             "choice": choice.group(clients),
             "used": Group(scope=Scope.FROZEN, init=lambda: {"experts": torch.zeros(1)}, statistic=True),
-            **memory_group(clients, size),
+            **memory_group("adaptor", clients, size),
             **stage_group(),
         },
         predict=predict,

@@ -74,7 +74,7 @@ def build(problem: Problem, *, vertices: int, radius: float, projection: float) 
     def project(served: ServerView) -> View:
         assert served.client_vectors is not None
         before = served.before["corners"][name].flatten()
-        updates, present = remember(served, before - served.client_vectors.vectors)
+        updates, present = remember(served, "update", before - served.client_vectors.vectors)
         points = served.before["point"]["weights"].clone()
         if stage_ends(served):
             points[present > 0] = simplex_points(updates, vertices)
@@ -90,7 +90,7 @@ def build(problem: Problem, *, vertices: int, radius: float, projection: float) 
             "corners": Group(scope=Scope.SHARED, init=lambda: start, lr=problem.lr),
             "point": Group(scope=Scope.PRIVATE, init=lambda: {"weights": centre}, statistic=True),
             **stage_group(),
-            **memory_group(problem.clients, size),
+            **memory_group("update", problem.clients, size),
         },
         predict=lambda view, x, noise, mask: predict_at(view["point"]["weights"], view, x, noise, mask),
         phases=(

@@ -64,13 +64,16 @@ def flag_removed(served: ServerView) -> View:
     return {"stage": {"ends": torch.zeros_like(served.means["stage"]["ends"])}}
 
 
-def memory_group(clients: int, size: int) -> dict[str, Group]:
-    """Return the group in which the server remembers the last vector [size] of each client. Only the server has it."""
-    start = {"vector": torch.zeros(clients, size), "present": torch.zeros(clients)}
+def memory_group(name: str, clients: int, size: int) -> dict[str, Group]:
+    """Return the group in which the server remembers the last vector [size] of each client. Only the server has it.
+
+    `name` says what the vectors are.
+    """
+    start = {name: torch.zeros(clients, size), "present": torch.zeros(clients)}
     return {"memory": Group(scope=Scope.FROZEN, init=lambda: start, statistic=True)}
 
 
-def remember(served: ServerView, vectors: Tensor) -> tuple[Tensor, Tensor]:
+def remember(served: ServerView, name: str, vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Remember the vectors [M, size] of the clients of the round, in place.
 
     Return the last vectors [n, size] of all clients that have taken part so far, and `present` [K], which is 1 for
@@ -78,6 +81,6 @@ def remember(served: ServerView, vectors: Tensor) -> tuple[Tensor, Tensor]:
     """
     assert served.client_vectors is not None
     memory, at = served.before["memory"], served.client_vectors.clients
-    memory["vector"][at] = vectors
+    memory[name][at] = vectors
     memory["present"][at] = 1
-    return memory["vector"][memory["present"] > 0], memory["present"]
+    return memory[name][memory["present"] > 0], memory["present"]
