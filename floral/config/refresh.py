@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from functools import cache
 from pathlib import Path
 
 from floral.config import catalogue, code, data_sets, own_model, paths, plugins, searches, tuned
@@ -25,14 +27,24 @@ def refresh() -> None:
     """
     for cached in CACHES:
         cached.cache_clear()
-    folders = {(paths.STUDY / kind).resolve() for kind in paths.CODE_FOLDERS}
-    file_of = {
-        name: Path(file).resolve()
-        for name, module in list(sys.modules.items())
-        if (file := getattr(module, "__file__", None))
-    }
-    named = [file for name, file in file_of.items() if name.startswith(MODULE)]
-    files = {imported for file in named for imported in own_model.with_imports(file)}
+    folders = {os.path.realpath(paths.STUDY / kind) for kind in paths.CODE_FOLDERS}
+    file_of = _files_of_modules()
+    named = [Path(file) for name, file in file_of.items() if name.startswith(MODULE)]
+    files = {str(imported) for file in named for imported in own_model.with_imports(file)}
     for name, file in file_of.items():
-        if name.startswith(MODULE) or file in files or file.parent in folders:
+        if name.startswith(MODULE) or file in files or os.path.dirname(file) in folders:  # noqa: PTH120
             del sys.modules[name]
+
+
+def _files_of_modules() -> dict[str, str]:
+    """Return the file of each imported module, with links resolved.
+
+    Thousands of modules are imported, in few folders. So each folder is resolved once, and paths are strings.
+    """
+    resolved = cache(os.path.realpath)
+    files = {}
+    for name, module in list(sys.modules.items()):
+        if file := getattr(module, "__file__", None):
+            folder, base = os.path.split(file)
+            files[name] = os.path.realpath(file) if os.path.islink(file) else os.path.join(resolved(folder), base)  # noqa: PTH114, PTH118
+    return files
