@@ -59,16 +59,20 @@ def test_a_report_compiles(compiled: Callable[[Path], str], suite_runs: list[Run
     assert "n = 3 seeds where no other n is given" in (folder / "tables" / "main.tex").read_text(encoding="utf-8")
 
 
+FEW = ["fedavg", "local", "local_adaptor", "ensemble", "fedit", "floral_1", "floral_10"]
+
+
 @pytest.mark.parametrize(
-    ("suite", "tasks"),
-    [("paper_mnist_reduced", ["mnist_rotate_reduced", "mnist_label_shift_reduced"]), ("methods", ["digits_rotate"])],
+    ("suite", "selected"),
+    [("paper_mnist_reduced", {}), ("methods", {"tasks": ["digits_rotate"]}), ("methods", {"variants": FEW})],
+    ids=["paper_mnist_reduced", "all methods on one task", "few methods on all tasks"],
 )
 def test_the_report_of_reference_results_compiles(
-    compiled: Callable[[Path], str], tmp_path: Path, suite: str, tasks: list[str]
+    compiled: Callable[[Path], str], tmp_path: Path, suite: str, selected: dict[str, list[str]]
 ) -> None:
-    """Few methods on two tasks, and all methods on one task: the report of all runs of `methods` takes minutes."""
+    """The report of all runs of `methods` takes minutes, so it is made in two parts."""
     restore_archive(suite, tmp_path / "results", ROOT / "reports" / "reference")
-    runs = suites.suite_runs(suite, tasks=tasks)
+    runs = suites.suite_runs(suite, **selected)
     folder = report(suite, runs, tmp_path / "results", tmp_path / "reports", partial=True).parent
     assert (folder / "tables" / "compact.tex").is_file() and list((folder / "figures").glob("*.pdf"))
     check(compiled(folder))
