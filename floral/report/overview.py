@@ -128,9 +128,7 @@ def _claim(members: Collection[str], ranked: list[str]) -> str:
     return "is the best" if len(members) == 1 else ""
 
 
-def _certainty(
-    collected: Collected, configuration: Configuration, members: Collection[str], ranked: list[str]
-) -> str:
+def _certainty(collected: Collected, configuration: Configuration, members: Collection[str], ranked: list[str]) -> str:
     """Return how many methods are shown to be worse, and the number of seeds."""
     if not ranked:
         return "runs of these methods are missing or failed"
@@ -146,9 +144,7 @@ def _certainty(
     return f"{decided}; {number_of_seeds}"
 
 
-def _reference(
-    collected: Collected, configuration: Configuration, ranked: list[str], members: Collection[str]
-) -> str:
+def _reference(collected: Collected, configuration: Configuration, ranked: list[str], members: Collection[str]) -> str:
     means, unit = intervals(collected, configuration), result_unit(configuration)
     if REFERENCE not in means:
         return "no mean"

@@ -203,34 +203,29 @@ for (const chip of chips) {
     if (!chosen.delete(chip.value)) chosen.add(chip.value);
     if (view.tasks.has(chip.value)) plotTask(chip.value);
     showControls();
-observeFit(table);
     showResult();
   });
 }
-for (const button of modes) button.addEventListener("click", () => { view.mode = button.dataset.mode; showControls();
-observeFit(table); showResult(); });
+for (const button of modes) button.addEventListener("click", () => { view.mode = button.dataset.mode; showControls(); showResult(); });
 document.getElementById("intervals").addEventListener("change", (event) => { view.intervals = event.target.checked; showTable(); showResult(); });
 document.getElementById("find").addEventListener("input", (event) => { view.query = event.target.value; showTable(); showResult(); });
-document.getElementById("reset").addEventListener("click", () => {
+function clearFilters() {
   for (const chosen of [view.families, view.tasks, view.cheap]) chosen.clear();
   Object.assign(view, { query: "", only: null, sort: DEFAULT_SORT });
-  showControls();
-observeFit(table);
-});
+}
+document.getElementById("reset").addEventListener("click", () => { clearFilters(); showControls(); });
 
 // The answers at the top lead to the methods that they count and to the task's column. The browser's Back returns to them.
-for (const button of document.querySelectorAll("button[data-only]")) {
-  button.addEventListener("click", () => {
-    const task = tasksById.get(button.dataset.only);
-    clearFilters();
-    Object.assign(view, { mode: "mean", only: task[button.value], tasks: new Set([task.id]), sort: { column: task.id, turned: 1 } });
-    plotTask(task.id);
-    showControls();
-observeFit(table);
-    history.pushState(null, "", "#overview");
-    document.getElementById("overview").scrollIntoView();
-  });
+function leadTo(task, part) {
+  clearFilters();
+  Object.assign(view, { mode: "mean", only: task[part], tasks: new Set([task.id]), sort: { column: task.id, turned: 1 } });
+  plotTask(task.id);
+  showControls();
+  history.pushState(null, "", "#overview");
+  document.getElementById("overview").scrollIntoView();
 }
+for (const button of document.querySelectorAll("button[data-only]"))
+  button.addEventListener("click", () => leadTo(tasksById.get(button.dataset.only), button.value));
 
 // ------------------------------------------------------------------------------------------ copy the table
 

@@ -42,7 +42,9 @@ def _part(material: Material, configuration: Configuration) -> Part | None:
         "difference": f"{unit.minus(reference)} ({unit.worse})", "verdict": "Verdict", "p": "p, Holm",
         "sign_flip": "p, sign flips", "more": "More seeds to decide",
     }  # fmt: skip
-    columns = [Column(id=key, title=title) for key, title in titles.items() if any(key in row for row in cells.values())]
+    columns = [
+        Column(id=key, title=title) for key, title in titles.items() if any(key in row for row in cells.values())
+    ]
     caption = f"{configuration.title}: {material.captions['decided']['latex']}"
     table: Table = grid(f"decided_{configuration.id}", columns, material.rows(cells), caption)
     return Part(title=f"{configuration.title}: every method against {reference}", table=table)
