@@ -235,7 +235,7 @@ def test_the_figure_of_costs_names_the_best_at_their_cost(browser, address):
 
 
 def test_two_methods_are_compared_as_in_python(browser, tmp_path):
-    """All pairs of seven methods, with the accuracies of the reference runs of `methods`; as errors, the same numbers."""
+    """All pairs of seven methods, with accuracies of the reference runs of `methods`; as errors, the same numbers."""
     names = [name for name in ACCURACY if name != "constant"]
     tasks = {
         "digits_rotate": "digits_rotate",
