@@ -47,17 +47,17 @@ class Answer:
 
     configuration: Configuration
     named: list[tuple[str, str]]
-    """Methods that are not shown to be worse than the best mean, with their means as text: the highest ones first."""
+    """Methods that are not shown to be worse than the best mean, with their means as text: the best ones first."""
     near: list[str]
     """The ids of all these methods that are near the best mean (see `_is_near`), best mean first."""
     far: list[str]
-    """The ids of those that are further below. Their results vary so much that the test does not exclude them."""
+    """The ids of those that are further away. Their results vary so much that the test does not exclude them."""
     claim: str
     """The end of the sentence that begins with the methods in `named`. Empty if there are several of them."""
     note: str
     """How many methods are shown to be worse, and the number of seeds."""
     reference: str
-    """How far FLoRAL 1 % is from the highest mean."""
+    """How far FLoRAL 1 % is from the best mean."""
     cheapest: tuple[str, str] | None
     """The method near the best one that sends the fewest bytes, and a text with its mean and its bytes."""
 
@@ -106,7 +106,7 @@ def _by_mean(collected: Collected, styles: Mapping[str, Style], configuration: C
 def _split(
     collected: Collected, styles: Mapping[str, Style], configuration: Configuration
 ) -> tuple[list[str], list[str]]:
-    """Return the methods that are not shown to be worse than the best mean: those near it, and those further below."""
+    """Return the methods that are not shown to be worse than the best mean: those near it, and those further away."""
     unit, means = result_unit(configuration), intervals(collected, configuration)
     ranked = _by_mean(collected, styles, configuration)
     best_set = best(collected, styles, configuration).members
@@ -124,7 +124,7 @@ def _claim(members: Collection[str], ranked: list[str]) -> str:
     if not ranked:
         return "not decided"
     if not members:
-        return "have the highest means: not decided" if len(ranked) > 1 else "is the only method"
+        return "have the best means: not decided" if len(ranked) > 1 else "is the only method"
     return "is the best" if len(members) == 1 else ""
 
 
@@ -150,7 +150,7 @@ def _reference(collected: Collected, configuration: Configuration, ranked: list[
         return "no mean"
     value = value_text(means[REFERENCE], unit)
     if not ranked or ranked[0] == REFERENCE:
-        return f"{value}, the highest mean" if ranked and not unit.logarithmic else value
+        return f"{value}, the best mean" if ranked else value
     first, second = (REFERENCE, ranked[0]) if unit.logarithmic else (ranked[0], REFERENCE)
     difference = results(collected, configuration).difference(first, second)
     if difference is None:

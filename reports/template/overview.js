@@ -303,7 +303,7 @@ function asText(value, digits, more = 0) {
   const [mantissa, power] = value.toExponential(significant - 1).split("e").map(Number);
   let words = value.toPrecision(significant);
   if (digits !== null) words = value.toFixed(digits + more);
-  else if (power < -4 || power >= significant) words = `${mantissa.toFixed(significant - 1)}e${power}`;
+  else if (power < -4 || power >= significant) words = `${mantissa.toFixed(significant - 1)}e${power < 0 ? "" : "+"}${power}`;
   return (Number(words) === 0 ? words.replace("-", "") : words).replaceAll("-", "\u2212");
 }
 

@@ -56,7 +56,7 @@ def test_an_answer_does_not_decide_what_the_seeds_do_not(results, write):
     assert said.cheapest == ("local", "90.8 %, sends nothing")
 
 
-def test_a_method_that_is_far_below_but_varies_is_not_among_the_highest_means(results, write):
+def test_a_method_that_is_far_below_but_varies_is_not_among_the_best_means(results, write):
     collected = results_of(results, write, {
         "ensemble": [92.0, 93.0, 94.0], "floral_1": [91.25, 92.55, 93.05], "local": [99.0, 50.0, 61.0],
         "fedavg": [50.0, 60.0, 99.0],
@@ -70,7 +70,7 @@ def test_a_method_that_is_far_below_but_varies_is_not_among_the_highest_means(re
 
 def test_too_few_seeds_and_missing_runs_decide_nothing(results, write):
     one = results_of(results, write, {"floral_1": [90.0], "local": [80.0]})
-    assert answered(one).claim == "have the highest means: not decided" and answered(one).near == []
+    assert answered(one).claim == "have the best means: not decided" and answered(one).near == []
     missing = results_of(results / "other", write, {"floral_1": [90.0, 91.0], "local": [80.0, 81.0]}, written=0)
     assert answered(missing).claim == "not decided" and answered(missing).named == []
 

@@ -145,7 +145,7 @@ def test_the_best_methods_stand_above_with_what_they_may_hide(results, write):
     assert said.named == [("floral_1", "91.0 %"), ("local", "90.9 %")] and said.far == ["ensemble"]
     order = [best.table.html.index(name) for name in ("FLoRAL", "Local", "Ensemble")]
     assert order == sorted(order), "best mean first, and not by family"
-    assert said.note == "1 of 4 are shown to be worse; 3 seeds" and said.reference == "91.0 %, the highest mean"
+    assert said.note == "1 of 4 are shown to be worse; 3 seeds" and said.reference == "91.0 %, the best mean"
 
 
 def test_without_the_reference_there_is_nothing_to_decide(results, write):
