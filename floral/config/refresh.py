@@ -3,36 +3,52 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
-from floral.config import catalogue, code, data_sets, own_model, paths, plugins, searches, tuned
+from floral.config import (
+    catalogue,
+    code,
+    data_sets,
+    own_code,
+    own_model,
+    paths,
+    plugins,
+    searches,
+    source_packages,
+    tuned,
+)
 
-MODULES = (catalogue, code, data_sets, own_model, plugins, searches, tuned)
+MODULES = (catalogue, code, data_sets, own_model, plugins, searches, source_packages, tuned)
 CACHES = [value for module in MODULES for value in vars(module).values() if hasattr(value, "cache_clear")]
 """Functions that keep what they have read."""
-
-
-MODULE = "floral_own_"
-"""Start of the name under which floral/models/module.py imports a file of the user."""
+_last_refresh = own_code.STARTED
 
 
 def refresh() -> None:
     """Forget all YAML files that were read, and the Python files of the user that were imported.
 
     A command reads each file once. A notebook stays open while its user changes files. The forgotten Python files are
-    those in the study's folders `methods` and `models`, and those that `kind: module` names or that lie beside and are
-    imported by it.
+    those in the study's folders `methods` and `models`, those that `kind: module` names or that they import from their
+    folders, and those of packages in source folders that were changed since the last call.
+
+    Raises:
+        ConfigError: a file of the user calls floral while it is imported.
     """
+    global _last_refresh
+    own_code.check_not_importing()
     for cached in CACHES:
         cached.cache_clear()
+    own_code.forget()
     folders = {(paths.STUDY / kind).resolve() for kind in paths.CODE_FOLDERS}
     file_of = {
-        name: Path(file).resolve()
+        name: Path(file)
         for name, module in list(sys.modules.items())
-        if (file := getattr(module, "__file__", None))
+        if name != "__main__" and (file := getattr(module, "__file__", None))
     }
-    named = [file for name, file in file_of.items() if name.startswith(MODULE)]
-    files = {imported for file in named for imported in own_model.with_imports(file)}
+    last, _last_refresh = _last_refresh, time.time()
+    newer = {name.partition(".")[0] for name, file in file_of.items() if file.exists() and file.stat().st_mtime > last}
+    changed = {package for package in newer if source_packages.is_source(package)}
     for name, file in file_of.items():
-        if name.startswith(MODULE) or file in files or file.parent in folders:
+        if name.partition(".")[0] in changed or file.resolve().parent in folders:
             del sys.modules[name]

@@ -101,6 +101,13 @@ def test_a_function_in_a_file_is_the_model(results: Path, tmp_path: Path) -> Non
         {**SMALL, "model": {"kind": "module", "build": make, "arguments": {"hidden": 6}}}, "fedavg", **how
     )
     assert wider.model().tensors["base/3.weight"].shape == (10, 6)
+    path.write_text(path.read_text().replace("ReLU", "Sigmoid"))
+    loaded = floral.load(results)
+    for stale in (wider, loaded):  # the trained values would be used in another model
+        with pytest.raises(
+            floral.ConfigError, match=r"net_of_this_test\.py \(or what it imports\) has changed, .* train it"
+        ):
+            stale.model(wider.summary["hash8"].item())
 
 
 def test_a_finished_run_is_not_trained_again_unless_asked(
