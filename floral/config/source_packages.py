@@ -10,8 +10,7 @@ from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-INSTALLED = {"site-packages", "dist-packages"}
-"""Names of folders into which packages are copied when they are installed."""
+from floral.core.errors import INSTALLED
 
 
 @cache

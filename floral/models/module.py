@@ -12,6 +12,7 @@ from typing import Any
 
 from floral.config import own_code, paths
 from floral.config.reading import closest
+from floral.core.errors import in_user_code
 from floral.core.spec import Refused
 from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Linear
 from floral.nn.model import Model
@@ -61,8 +62,15 @@ def build(
         inspect.signature(function).bind(**values)
     except TypeError as error:
         raise NotBuilt(f"{build} does not take these arguments: {error}; correct `arguments`") from None
+
+    def make() -> Any:
+        try:
+            return function(**values)
+        except (Exception, SystemExit) as error:  # the code of the user may fail in any way
+            raise NotBuilt(f"{build} fails: {in_user_code(error)}; correct this code") from error
+
     try:
-        model = wrap(lambda: function(**values), samples, outputs)
+        model = wrap(make, samples, outputs)
     except WrongOutputs as error:
         remedy = _remedy(build, accepted, arguments, outputs, error.module_outputs)
         raise WrongOutputs(f"{error}; {remedy}", error.module_outputs, "outputs" not in accepted) from None
@@ -136,8 +144,8 @@ def function_of(name: str) -> Callable[..., Any]:
         raise Unknown(f"`build: {name}`: there is no file {path}; {remedy}")
     try:
         module = own_code.from_file(path) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:  # the code of the user may fail in any way
-        raise NotBuilt(f"`build: {name}`: the import fails: {type(error).__name__}: {error}; correct it") from error
+    except (Exception, SystemExit) as error:  # the code of the user may fail in any way
+        raise NotBuilt(f"`build: {name}`: the import fails: {in_user_code(error)}; correct it") from error
     built_by = reduce(lambda holder, part: getattr(holder, part, None), function.split("."), module)
     if not callable(built_by):
         similar = closest(function, [key for key, value in vars(module).items() if callable(value)])
