@@ -68,6 +68,12 @@ def file(kind: str, name: str) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
+def file_of_study() -> Path | None:
+    """Return a Python file in the folders `methods` and `models` of the study, or None if they have none."""
+    files = [path for kind in paths.CODE_FOLDERS for path in sorted((paths.STUDY / kind).glob("*.py"))]
+    return next((path for path in files if path.stem != "__init__"), None)
+
+
 def is_of_study(kind: str, name: str) -> bool:
     """Return whether a method or model has its Python file in the study."""
     *of_study, _ = folders(kind)

@@ -15,6 +15,7 @@ from floral.config import catalogue, code, data_sets, layers, paths, plugins, se
 from floral.config.reading import ConfigError, read
 from floral.config.refresh import refresh
 from floral.config.settings import read_settings
+from floral.config.settings import read_settings
 
 Write = Callable[[str, str], Path]
 METHOD = "from floral.methods.fedavg import build\n"
@@ -206,6 +207,18 @@ def test_a_study_is_found_from_its_folders_below(study: Write, tmp_path: Path, m
     assert settings.reports == Path("/elsewhere") and settings.reference == Path("here")
     monkeypatch.setenv("FLORAL_STUDY", str(tmp_path))
     assert paths._find_study() == tmp_path
+
+
+@pytest.mark.parametrize("file", ["methods/mine.py", "models/own.py"])
+def test_a_study_with_code_says_for_which_interface_it_was_written(study: Write, file: str) -> None:
+    assert read_settings().interface is None  # without code, there is nothing to check
+    study(file, METHOD)
+    with pytest.raises(
+        ConfigError, match=rf"config\.yaml: interface: this key is missing, but {file} uses floral; write"
+    ):
+        read_settings()
+    study("config/config.yaml", f"suite: quickstart\ninterface: {plugins.INTERFACE_VERSION}\n")
+    assert read_settings().interface == plugins.INTERFACE_VERSION
 
 
 def test_an_error_in_a_build_of_the_study_names_its_line(study: Write, tmp_path: Path) -> None:
