@@ -15,7 +15,6 @@ from floral.config import catalogue, code, data_sets, layers, paths, plugins, se
 from floral.config.reading import ConfigError, read
 from floral.config.refresh import refresh
 from floral.config.settings import read_settings
-from floral.config.settings import read_settings
 
 Write = Callable[[str, str], Path]
 METHOD = "from floral.methods.fedavg import build\n"
