@@ -47,6 +47,12 @@ def identity(model: Model) -> dict[str, Any]:
     return values
 
 
+def method_identity(method: str) -> str | list[str]:
+    """Return the name of a method. For <file.py>:<function>, return the function and a digest of the file's code."""
+    place, _, function = method.rpartition(":")
+    return [function, content(place)] if plugins.is_in_file(method) else method
+
+
 def places(model: Model) -> list[str]:
     """Return what a model of the user names: its code with what this imports, its file of weights, or its folder."""
     keys = model.all_keys

@@ -121,7 +121,7 @@ def stored_run(folder: Path) -> Run | None:
         run = Run.model_validate({key: values[key] for key in Run.model_fields if key in values})
     except ValidationError:  # keys of an earlier version
         return None
-    is_known = run.variant.method in plugins.names("methods") and run.task.model.kind in plugins.names("models")
+    is_known = plugins.is_known("methods", run.variant.method) and plugins.is_known("models", run.task.model.kind)
     return run if is_known else None
 
 
