@@ -14,6 +14,7 @@ import torch
 from floral.config import networks, plugins
 from floral.config.reading import ConfigError
 from floral.config.run import Run
+from floral.core.errors import in_user_code
 from floral.core.spec import Method, Noise, Optimiser, Problem, Refused
 from floral.core.streams import Stream
 from floral.data import augment, federation
@@ -123,7 +124,7 @@ def build_method(run: Run, problem: Problem) -> Method:
     """Build the method of a run.
 
     Raises:
-        ConfigError: the method cannot be used for the task; the message has the reason.
+        ConfigError: the method cannot be used for the task, or its code in the study fails; the message has the reason.
     """
     try:
         if run.task.unseen and run.variant.params["statistics"] == "private":
@@ -137,6 +138,13 @@ def build_method(run: Run, problem: Problem) -> Method:
         return with_local_optimiser(method, AdamW(**local.model_dump(exclude={"optimiser"})))
     except Refused as reason:
         raise ConfigError(f"variant {run.variant.name} cannot be used for task {run.task.name}: {reason}") from None
+    except Exception as error:
+        if isinstance(error, ConfigError) or not plugins.is_of_study("methods", run.variant.method):
+            raise
+        raise ConfigError(
+            f"variant {run.variant.name}: `build` of {plugins.file('methods', run.variant.method)} fails: "
+            f"{in_user_code(error)}; correct this code"
+        ) from error
 
 
 def make_settings(run: Run) -> Settings:

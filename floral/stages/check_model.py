@@ -13,7 +13,7 @@ from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.data import Synthetic
 from floral.config.schema.task import Task
-from floral.core.errors import first_line
+from floral.core.errors import first_line, in_user_code
 from floral.core.spec import Problem, Refused
 from floral.core.streams import Shapes
 from floral.stages.assemble import build_method, problem_of
@@ -61,14 +61,18 @@ def _check_model(task: Task, problem: Problem) -> None:
         model = problem.build_model()
         if model.start is None:  # otherwise, `build` has applied it
             _apply(model, problem.shape, problem.outputs)
-    except (Refused, RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:
+        of_user = plugins.is_of_study("models", task.model.kind)
+        if not of_user and not isinstance(error, Refused | RuntimeError | ValueError | TypeError | IndexError):
+            raise
+        reason = in_user_code(error) if of_user and not isinstance(error, Refused) else first_line(error)
         fitting = ""
         if task.model.kind != "module":  # who brings a module wants this one
             names = [name for name in plugins.names("models") if _fits(name, problem.shape, problem.outputs)]
             fitting = f"; models that fit: {', '.join(names) or 'none'}"
         raise ConfigError(
             f"{place_of(task)}: model: {task.model.kind} cannot be used for samples of shape {list(problem.shape)}: "
-            f"{first_line(error)}{fitting}"
+            f"{reason}{fitting}"
         ) from None
 
 

@@ -144,6 +144,22 @@ def test_a_wrong_build_is_an_error_with_the_remedy(build: str, message: str) -> 
     assert make_run(model={"kind": "module", "build": build}, data="digits").hash8
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    {
+        "{}['units']": r"KeyError: 'units' \(.*net\.py, line 2, in make\)",
+        "assert outputs == 0": r"AssertionError \(.*net\.py, line 2, in make\)",
+        "__import__('json').loads('{')": r"JSONDecodeError: .* \(.*net\.py, line 2, in make\)",
+        "import no_package": r"ModuleNotFoundError: No module named 'no_package' \(.*net\.py, line 2, in make\)",
+        "raise SystemExit(2)": r"SystemExit: 2 \(.*net\.py, line 2, in make\)",
+    }.items(),
+)
+def test_an_error_in_build_names_the_line_of_the_user(line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(f"def make(outputs):\n    {line}\n")
+    with pytest.raises(Refused, match=rf"net\.py:make fails: {message}; correct this code"):
+        module.build((4, 4), CLASSES, build=f"{tmp_path / 'net.py'}:make")
+
+
 def test_a_method_that_widens_the_model_asks_build_for_width() -> None:
     with pytest.raises(ConfigError, match="has no argument `width`; give it one"):
         simulate("pfedmoe", model=task("special", does="plain"))
