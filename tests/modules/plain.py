@@ -111,6 +111,21 @@ def small(outputs: int, width: float = 1.0) -> nn.Module:
     return Small(outputs, max(1, round(5 * width)))
 
 
+def frozen_norm(outputs: int) -> nn.Module:
+    """The module `small` with a batch norm that is not trained."""
+    module = small(outputs)
+    module.get_submodule("norm").requires_grad_(False)
+    return module
+
+
+def scaled_norm(outputs: int) -> nn.Module:
+    """The module `small` with the initial values of the last norm in a residual block."""
+    module = small(outputs)
+    nn.init.zeros_(module.get_parameter("norm.weight"))
+    nn.init.constant_(module.get_parameter("norm.bias"), 0.5)
+    return module
+
+
 # ------------------------------------------------------------------------------------- modules with something special
 
 
@@ -123,7 +138,7 @@ class Special(nn.Module):
         self.hidden, self.middle, self.out = nn.Linear(16, 6), nn.Linear(6, 6), nn.Linear(6, outputs)
         self.register_buffer("steps", torch.zeros(1, dtype=torch.long))
         self.register_buffer("mean", torch.zeros(6))
-        if does == "ties":
+        if does.startswith("ties"):
             self.middle = nn.Linear(6, 6)
             self.extra = nn.Linear(6, 6)
             self.extra.weight = self.middle.weight
@@ -149,6 +164,8 @@ class Special(nn.Module):
                 x = x + self.middle.weight.mean()
             case "ties":
                 x = self.extra(x)
+            case "ties and reads the weight":
+                x = self.extra(x) + self.extra.weight.mean()
             case "detaches":
                 return self.out(x).detach()
         x = self.out(self.middle(F.relu(self.middle(x))) if self.does == "repeats" else self.middle(x))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -55,8 +56,9 @@ def wrap(make: Make, inputs: Inputs, outputs: int) -> Model:
                 direct = [p for p, leaf in leaves.items() if not any(layer_name(p, n) in called for n in leaf.layers)]
             if not direct:
                 break
-            leaves = {path: leaf for path, leaf in leaves.items() if path not in direct}
-            ties = {path: name for path, name in ties.items() if path in leaves and name in map(layer_name, leaves)}
+            removed = {ties.get(path, layer_name(path)) for path in direct}  # all layers that share a weight, or none
+            leaves = {path: leaf for path, leaf in leaves.items() if ties.get(path, layer_name(path)) not in removed}
+            ties = {path: name for path, name in ties.items() if path in leaves}
         layers = ordered(model, two, three, served)
         return probed(replace(model, layers=layers), module, inputs, outputs)
 
@@ -159,11 +161,19 @@ def declare(module: nn.Module, leaves: dict[str, Declared], ties: dict[str, str]
             layers[layer_name(path)] = Dropout((), child.p)
     fixed = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
     fixed |= buffers.keys() - covered
+    in_files = {in_file for in_file, _ in names.values()}
+    aliases = {
+        in_file: shared.keys() - {in_file}
+        for shared in same_values(module)
+        if len(shared) > 1
+        for in_file in shared.keys() & in_files
+    }
     model = Model(
         layers=layers,
         forward=Forward(module, Parts(leaves, dropouts, {name: name for name in rest}), inputs),
         names=names,
-        unread=frozenset(state.keys() - covered - set(rest)) | {f"{path}.weight" for path in ties},
+        aliases=aliases,
+        unread=frozenset(state.keys() - in_files).difference(*aliases.values()),
     )
     values = values_of(model, module)
     constant_names = {name for name, (in_file, _) in names.items() if in_file in fixed}
@@ -174,21 +184,30 @@ def declare(module: nn.Module, leaves: dict[str, Declared], ties: dict[str, str]
     return replace(model, constants=constants)
 
 
+def same_values(module: nn.Module) -> list[dict[str, Tensor]]:
+    """Return the parameters and buffers of a module, each with all its names: a tied parameter has several."""
+    shared: dict[int, dict[str, Tensor]] = {}
+    named = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    for name, tensor in named:
+        shared.setdefault(id(tensor), {})[name] = tensor
+    return list(shared.values())
+
+
 def values_of(model: Model, module: nn.Module) -> Params:
     """Return the values of a module by their names in the model. They share the memory of the module."""
     state = module.state_dict()
-    shapes = {name: value.shape for name, value in empty(model).items()}
+    statistics = replace(model, constants={}).statistics()  # with those that never change
+    shapes = {name: value.shape for name, value in (empty(model) | statistics).items()}
     return {name: state[in_file].detach().reshape(shapes[name]) for name, (in_file, _) in model.names.items()}
 
 
 def empty(model: Model) -> Params:
-    """Return all parameters and statistics of the model, without values."""
-    params = {
+    """Return all parameters of the model, also those that never change, without values."""
+    return {
         f"{name}.{key}": value
         for name, layer in model.layers.items()
         for key, value in layer.init(Shapes(0, "")).items()
     }
-    return params | model.statistics()
 
 
 @dataclass(frozen=True)
@@ -205,7 +224,7 @@ class Drawn:
         return replace(self.declared, start=self, values=running)
 
     def __call__(self, stream: Stream) -> Params:
-        """Return the values that `build` gives the module, if PyTorch's generator has a seed from the stream."""
+        """Return the parameters that `build` gives the module, if PyTorch's generator has a seed from the stream."""
         params = {name: value for name, value in empty(self.declared).items() if name in self.declared.names}
         if isinstance(stream, Shapes):
             return params
