@@ -69,8 +69,8 @@ def _check_model(task: Task, problem: Problem, caller: str | None) -> None:
             names = [name for name in plugins.names("models") if _fits(name, problem.shape, problem.outputs)]
             fitting = f"; models that fit: {', '.join(names) or 'none'}"
         raise ConfigError(
-            f"{place_of(task, caller)}: model: {task.model.kind} cannot be used for samples of shape {list(problem.shape)}: "
-            f"{first_line(error)}{fitting}"
+            f"{place_of(task, caller)}: model: {task.model.kind} cannot be used for samples of shape "
+            f"{list(problem.shape)}: {first_line(error)}{fitting}"
         ) from None
 
 

@@ -211,7 +211,9 @@ def test_a_model_that_cannot_be_used_is_named_as_the_task_of_floral_run(task: di
     """A task in a dictionary has no file that a message could name."""
     plain = Path(__file__).parents[1] / "modules" / "plain.py"
     model = {"kind": "module", "build": f"{plain}:mlp", "head": "classifier"}
-    with pytest.raises(floral.ConfigError, match=r"^floral\.run: task: model: module .*`head: classifier` is no linear"):
+    with pytest.raises(
+        floral.ConfigError, match=r"^floral\.run: task: model: module .*`head: classifier` is no linear"
+    ):
         floral.run({**task, "model": model}, "fedavg", results=results, progress=False)
 
 

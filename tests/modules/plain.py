@@ -144,8 +144,14 @@ class Special(nn.Module):
             self.extra.weight = self.middle.weight
 
     def forward(self, x: Tensor) -> Any:
+        if self.does == "follows its parameters":
+            first = next(self.parameters())
+            x = x.to(first.device).to(self.middle.weight.dtype).type_as(self.out.bias) + first.new_zeros(1)
+            x = x + torch.zeros_like(self.out.bias).sum().to(self.out.weight)
         x = F.relu(self.hidden(x.flatten(1)))
         match self.does:
+            case "transposes the weight":
+                x = x + F.linear(self.middle(x), self.middle.weight.t())
             case "drops":
                 x = F.dropout(x, 0.5, self.training)
             case "mixes":

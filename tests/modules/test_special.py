@@ -42,7 +42,13 @@ def by_hand(does: str, state: dict[str, torch.Tensor]) -> torch.nn.Module:
     return original.eval()
 
 
-@pytest.mark.parametrize("does", ["repeats", "reads the weight", "ties", "returns an object", "returns a dictionary"])
+SERVED = [
+    "repeats", "reads the weight", "transposes the weight", "ties", "ties and reads the weight",
+    "follows its parameters", "returns an object", "returns a dictionary",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("does", SERVED)
 def test_a_module_serves_what_it_computes_itself(does: str) -> None:
     model = built("special", does=does)
     assert model.sequential is None and not model.draws
@@ -121,6 +127,10 @@ def test_layers_whose_weight_is_used_elsewhere_are_not_adapted() -> None:
     tied = built("special", does="ties").layers
     assert {tied["middle"].tied, tied["extra"].tied} == {None, "middle"}
     assert "middle" not in built("special", does="reads the weight").layers
+
+
+def test_layers_whose_device_and_data_type_are_read_are_adapted() -> None:
+    assert {"hidden", "middle", "out"} <= built("special", does="follows its parameters").layers.keys()
 
 
 WRONG = {

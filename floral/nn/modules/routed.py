@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from floral.core.spec import Refused
 from floral.nn.layers import Conv2d, Layer, Linear
@@ -43,33 +44,78 @@ class Parts:
     """Parameter or buffer outside of known layers → name of its layer `Free`."""
 
 
-class Placeholder(torch.Tensor):
-    """The parameter of a layer whose forward function is the module's own.
+class ReadsParameters(Refused):
+    """Error: a module reads the values of a known layer's parameters outside of the layer's forward pass.
 
-    A linear layer or convolution with it is computed by the declared layer. Nothing else can be computed with it.
+    `path` is that of the layer.
     """
 
-    @classmethod
-    def of(cls, parameter: Tensor, layer: Layer, apply: Callable[[Tensor], Tensor]) -> Placeholder:
-        placeholder = torch.empty(parameter.shape, device="meta").as_subclass(cls)
-        placeholder.layer, placeholder.apply = layer, apply
-        return placeholder
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"the module reads the parameters of {layer_name(path)} outside of this layer's forward pass, but not in "
+            "each pass; read them in each pass or in none"
+        )
+        self.path = path
 
-    layer: Layer
+
+class Placeholder(torch.Tensor):
+    """The parameter of a known layer, which has a shape, a device and a data type, but no values.
+
+    If the forward function of the layer is the module's own, a linear layer or convolution with the parameter is
+    computed by the declared layer. Nothing else can be computed with it.
+    """
+
+    path: str
+    """Path of the layer."""
+    layer: Layer | None
+    """The declared layer, if the forward function is the module's own."""
     apply: Callable[[Tensor], Tensor]
+    """Apply the declared layer."""
+    _is_param = True  # for `isinstance(…, nn.Parameter)`
+
+    @classmethod
+    def of(
+        cls, parameter: Tensor, path: str, layer: Layer | None, apply: Callable[[Tensor], Tensor], like: Tensor
+    ) -> Placeholder:
+        """Return the placeholder of a parameter, with the device and the data type of `like`."""
+        placeholder = like.new_zeros(()).expand(parameter.shape).as_subclass(cls)
+        placeholder.path, placeholder.layer, placeholder.apply = path, layer, apply
+        return placeholder
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        call_arguments = dict(zip(ARGUMENTS.get(func, ()), args, strict=False)) | (kwargs or {})
+        kwargs = kwargs or {}
+        if func in WITHOUT_VALUES or (func in LIKE_THE_SECOND and not isinstance(args[0], Placeholder)):
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        call_arguments = dict(zip(ARGUMENTS.get(func, ()), args, strict=False)) | kwargs
         weight, bias = call_arguments.get("weight"), call_arguments.get("bias")
         if isinstance(weight, Placeholder) and (bias is None or isinstance(bias, Placeholder)):
             layer = weight.layer
             has_bias = isinstance(layer, Linear | Conv2d) and layer.bias
-            if (bias is not None) == has_bias and window_of(func, call_arguments) == window(layer):
+            if layer and (bias is not None) == has_bias and window_of(func, call_arguments) == window(layer):
                 return weight.apply(call_arguments["input"])
-        return super().__torch_function__(func, types, args, kwargs or {})
+        tensors = pytree.tree_leaves((args, kwargs))
+        raise ReadsParameters(next(tensor.path for tensor in tensors if isinstance(tensor, Placeholder)))
 
 
+WITHOUT_VALUES = {
+    *(
+        getattr(torch.Tensor, name).__get__
+        for name in ("device", "dtype", "is_cpu", "is_cuda", "is_leaf", "is_meta", "is_mps", "is_nested",
+                     "is_quantized", "is_sparse", "is_xpu", "layout", "ndim", "requires_grad", "shape")
+    ),
+    *(
+        getattr(torch.Tensor, name)
+        for name in ("__len__", "dim", "element_size", "get_device", "is_complex", "is_floating_point", "ndimension",
+                     "nelement", "new_empty", "new_full", "new_ones", "new_tensor", "new_zeros", "numel", "size")
+    ),
+    torch.empty_like, torch.full_like, torch.is_complex, torch.is_floating_point, torch.numel, torch.ones_like,
+    torch.rand_like, torch.randn_like, torch.zeros_like,
+}  # fmt: skip
+"""Functions of PyTorch that read no values of their arguments."""
+LIKE_THE_SECOND = {torch.Tensor.to, torch.Tensor.type_as}
+"""Functions of PyTorch that give their first argument the device and the data type of the second one."""
 ARGUMENTS = {
     F.linear: ("input", "weight", "bias"),
     F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
@@ -97,18 +143,6 @@ def window_of(func: Any, call_arguments: Mapping[str, Any]) -> Window | None:
     return Window(stride, padding, dilation, call_arguments.get("groups", 1))
 
 
-class Noted(dict[str, Any]):
-    """The parameters of a known layer, which notes that the module reads them outside of the layer's forward pass."""
-
-    def __init__(self, values: Mapping[str, Any], note: Callable[[], None]) -> None:
-        super().__init__(values)
-        self.note = note
-
-    def __getitem__(self, name: str) -> Any:
-        self.note()
-        return super().__getitem__(name)
-
-
 @dataclass
 class Skeleton:
     """A copy of a module without values of parameters, for one thread, one device and one data type."""
@@ -117,27 +151,27 @@ class Skeleton:
     call: Call | None = None
     passes: Counter[str] = field(default_factory=Counter)
     """How often each dropout layer has been applied in the present pass."""
-    last_read: str | None = None
-    """Path of the known layer whose parameters were read last. They have no values here."""
 
     @classmethod
-    def of(cls, module: nn.Module, parts: Parts, device: torch.device, dtype: torch.dtype) -> Skeleton:
+    def of(cls, module: nn.Module, parts: Parts, x: Tensor) -> Skeleton:
+        """Return a copy of a module for the device and the data type of samples x."""
         skeleton = cls(copy.deepcopy(module))
+        like = x.new_zeros((), dtype=None if x.is_floating_point() else torch.get_default_dtype())
         for holder in skeleton.module.modules():
             for name, buffer in holder._buffers.items():
                 if buffer is not None:
-                    holder._buffers[name] = buffer.to(device, dtype if buffer.is_floating_point() else buffer.dtype)
+                    dtype = x.dtype if buffer.is_floating_point() else buffer.dtype
+                    holder._buffers[name] = buffer.to(x.device, dtype)
         for path, leaf in parts.leaves.items():
             layer_module = skeleton.module.get_submodule(path)
-            if leaf.forward is None:
-                apply, layer = partial(skeleton._part, path, ""), leaf.layers[""]
-                for name, parameter in layer_module._parameters.items():
-                    if parameter is not None:
-                        layer_module._parameters[name] = Placeholder.of(parameter, layer, apply)  # type: ignore[assignment]
-            else:
+            layer = leaf.layers[""] if leaf.forward is None else None
+            if leaf.forward is not None:
                 layer_module.forward = partial(leaf.forward, partial(skeleton._part, path))
             for inner in layer_module.modules():
-                inner._parameters = Noted(inner._parameters, partial(setattr, skeleton, "last_read", path))
+                for name, parameter in inner._parameters.items():
+                    if parameter is not None:
+                        apply = partial(skeleton._part, path, "")
+                        inner._parameters[name] = Placeholder.of(parameter, path, layer, apply, like)  # type: ignore[assignment]
         for path in parts.dropouts:
             skeleton.module.get_submodule(path).forward = partial(skeleton._dropout, path)
         return skeleton
@@ -194,7 +228,7 @@ class Forward:
         skeletons: dict[Any, Skeleton] = self._of_thread.__dict__
         key = f"{x.device} {x.dtype}"
         if key not in skeletons:
-            skeletons[key] = Skeleton.of(self.module, self.parts, x.device, x.dtype)
+            skeletons[key] = Skeleton.of(self.module, self.parts, x)
         return skeletons[key]
 
     def _generator(self, call: Call, x: Tensor) -> AbstractContextManager[None]:

@@ -19,7 +19,7 @@ from floral.nn.model import Call, Model, by_layer
 from floral.nn.modules.inputs import Inputs
 from floral.nn.modules.leaves import Declared, declared
 from floral.nn.modules.probe import example, probed
-from floral.nn.modules.routed import DROPOUTS, Forward, Parts, layer_name
+from floral.nn.modules.routed import DROPOUTS, Forward, Parts, ReadsParameters, layer_name
 from floral.nn.norms import BatchNorm
 from floral.nn.small_layers import Dropout, Free
 
@@ -250,14 +250,6 @@ class Tracer:
         return self.call(name, x)
 
 
-class ReadsParameters(Exception):
-    """The error of a module that reads the parameters of a known layer outside of the layer's forward pass."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self.path = path
-
-
 def traced(model: Model, params: Params, inputs: Inputs, samples: int, training: bool = True) -> Tracer:
     """Return the record of a training pass, or of a pass in evaluation.
 
@@ -265,20 +257,16 @@ def traced(model: Model, params: Params, inputs: Inputs, samples: int, training:
         ReadsParameters: the pass fails because of a layer that PyTorch must compute.
         Refused: the pass fails.
     """
-    x, forward = example(inputs.shape, samples), model.forward
-    assert isinstance(forward, Forward)
-    forward.skeleton(x).last_read = None
+    x = example(inputs.shape, samples)
     mask = torch.ones(samples)
     noise = {} if training else None
     tracer = Tracer(Call(model.layers, by_layer(params), model.statistics(), noise, mask, lambda name, x: (None, None)))
     try:
         with torch.no_grad():
-            forward(tracer, x)  # type: ignore[arg-type]
+            model.forward(tracer, x)  # type: ignore[arg-type]
     except Refused:
         raise
     except Exception as error:  # the code of the user may fail in any way
-        if (path := forward.skeleton(x).last_read) is not None:
-            raise ReadsParameters(path) from error
         seen = [samples, *inputs.of_module]
         raise Refused(f"the module fails for inputs of shape {seen}: {first_line(error)}; change the module") from error
     return tracer
