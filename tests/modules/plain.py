@@ -126,6 +126,41 @@ def scaled_norm(outputs: int) -> nn.Module:
     return module
 
 
+class ScaledNorm(nn.BatchNorm1d):
+    """A batch norm with a forward function of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class EvaluatedNorm(nn.BatchNorm1d):
+    """A batch norm that never leaves evaluation."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        del mode
+        return super().train(False)
+
+
+NORMS = {
+    "without scale": lambda: nn.BatchNorm1d(16, affine=False),
+    "subclass": lambda: ScaledNorm(16),
+    "subclass without scale": lambda: ScaledNorm(16, affine=False),
+    "synchronised": lambda: nn.SyncBatchNorm(16),
+    "of volumes": lambda: nn.Sequential(nn.Unflatten(1, (2, 2, 2, 2)), nn.BatchNorm3d(2), nn.Flatten()),
+    "evaluated": lambda: EvaluatedNorm(16),
+    "cumulative": lambda: nn.BatchNorm1d(16, momentum=None),
+    "without statistics": lambda: nn.BatchNorm1d(16, track_running_stats=False),
+    "instance": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 8)), nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten()
+    ),
+}
+
+
+def normed(outputs: int, norm: str) -> nn.Module:
+    """A linear model of 4×4 images with a norm of another kind than `small`."""
+    return nn.Sequential(nn.Flatten(), NORMS[norm](), nn.Linear(16, outputs))
+
+
 # ------------------------------------------------------------------------------------- modules with something special
 
 

@@ -24,6 +24,7 @@ from floral.nn.modules.wrap import wrap
 from floral.toolkit.prepared import summary
 
 PLAIN = Path(__file__).with_name("plain.py")
+ANY = Stream(0, "model")
 
 
 def built(function: str, **arguments: Any) -> Model:
@@ -106,10 +107,42 @@ def test_methods_train_a_module_of_unknown_layers(variant: str) -> None:
     assert len({name.rpartition("lstm.")[2] for name in moved}) == 4
 
 
+@pytest.mark.parametrize("norm", list(plain.NORMS)[:6])
+def test_a_batch_norm_of_any_class_has_its_statistics(norm: str) -> None:
+    """A training pass gives the outputs and the statistics of the module; padding does not reach them."""
+    model, original = built("normed", norm=norm), plain.normed(CLASSES, norm)
+    params, x = model.init(ANY), torch.rand(4, 4, 4)
+    state = {
+        in_file: (params | model.statistics() | model.constants)[name] for name, (in_file, _) in model.names.items()
+    }
+    original.load_state_dict(state, strict=False)
+    ours, statistics = model(params, model.statistics(), x, {}, torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    torch.testing.assert_close(ours[:3], original.train()(x[:3]), rtol=0, atol=1e-5)
+    theirs = original.state_dict()
+    assert all(key in model.names for key in statistics) and bool(statistics) == (norm != "evaluated")
+    for name, value in statistics.items():
+        torch.testing.assert_close(value, theirs[model.names[name][0]], rtol=0, atol=1e-6)
+    served, _ = model(params, statistics, x, None, None)
+    torch.testing.assert_close(served, original.eval()(x), rtol=0, atol=1e-5)
+
+
+UNSUPPORTED = {
+    "cumulative": "the layer 1 cannot be used: BatchNorm1d has `momentum=None`, .*; set it to 0.1",
+    "without statistics": "the layer 1 .*: BatchNorm1d has `track_running_stats=False`, so that pred.*; remove it",
+    "instance": "the layer 1.1 .*: InstanceNorm1d has `track_running_stats=True`, .*; remove it, or use batch norm",
+}
+
+
+@pytest.mark.parametrize(("norm", "message"), UNSUPPORTED.items(), ids=UNSUPPORTED)
+def test_an_option_of_a_norm_that_is_not_supported_is_named(norm: str, message: str) -> None:
+    with pytest.raises(Refused, match=message):
+        built("normed", norm=norm)
+
+
 REFUSED = {
     "draws with numpy": "two training passes on the same samples differ; .*PyTorch's default generator",
-    "counts": "the forward pass changes steps, .*batch norm",
-    "averages": "the forward pass changes mean, .*batch norm",
+    "counts": "the forward pass changes steps, .*batch norm.*; keep the buffer constant",
+    "averages": "the forward pass changes mean, .*batch norm.*; keep the buffer constant",
     "returns a pair": "the module returns tuple, not logits; return a tensor",
     "squeezes": r"returns a tensor of shape \[5\] for 1 sample.*do not squeeze",
     "detaches": "no parameter gets a gradient",

@@ -13,11 +13,22 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from floral.core.spec import Refused
 from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Layer, Linear
 from floral.nn.norms import BatchNorm, GroupNorm, LayerNorm
 
+BATCH_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+INSTANCE_NORMS = nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
+
 CallPart = Callable[[str, Tensor], Tensor]
 """call(part, x) applies one part of a module; the part of a module with one layer is ""."""
+
+
+class Unsupported(Refused):
+    """Error: a layer has an option with which its running statistics cannot be kept here."""
+
+    def __init__(self, module: nn.Module, problem: str) -> None:
+        super().__init__(f"{type(module).__name__} has {problem}")
 
 
 @dataclass(frozen=True)
@@ -37,13 +48,13 @@ def declared(module: nn.Module) -> Declared | None:
     """Return a module as declared layers. Return None if PyTorch must compute the module.
 
     Hooks that run before the module may replace its parameters, so a module with such hooks is left to PyTorch. So are
-    subclasses with a forward function of their own, except those of linear layers and convolutions.
+    subclasses with a forward function of their own, except those of linear layers, convolutions and batch norm.
     """
     kind = next((kind for kind in KINDS if isinstance(module, kind)), None)
     if kind is None or module._forward_pre_hooks or hasattr(module, "parametrizations"):
         return None
     as_it_is = type(module).forward is kind.forward
-    result = KINDS[kind](module) if as_it_is or kind in PRODUCTS else None
+    result = KINDS[kind](module) if as_it_is or kind in SUBCLASSES else None
     held = {name for name, _ in module.named_parameters()}
     if result is None or not held <= result.names.keys():
         return None
@@ -114,11 +125,35 @@ def group_norm(module: nn.GroupNorm) -> Declared | None:
     return single(GroupNorm(module.num_channels, module.num_groups, module.eps), module) if module.affine else None
 
 
-def batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d) -> Declared | None:
-    if not module.affine or not module.track_running_stats or module.momentum is None:
+def batch_norm(module: BATCH_NORMS) -> Declared | None:
+    """Return a batch norm, unless the module applies it in training as in evaluation (`eval()` in its `train()`).
+
+    Raises:
+        Refused: the running statistics depend on more than the last ones and the batch, or there are none.
+    """
+    if not module.track_running_stats:
+        raise Unsupported(
+            module,
+            "`track_running_stats=False`, so that predictions depend on the rest of the batch; remove it",
+        )
+    if module.momentum is None:
+        raise Unsupported(module, "`momentum=None`, whose statistics need the number of batches; set it to 0.1")
+    if not module.training:
         return None
-    layer = BatchNorm(module.num_features, module.eps, module.momentum)
+    layer = BatchNorm(module.num_features, module.eps, module.momentum, module.affine)
     return single(layer, module, mean="running_mean", variance="running_var")
+
+
+def instance_norm(module: INSTANCE_NORMS) -> None:
+    """PyTorch computes instance norm.
+
+    Raises:
+        Refused: it has running statistics.
+    """
+    if module.track_running_stats:
+        raise Unsupported(
+            module, "`track_running_stats=True`, so that it has running statistics; remove it, or use batch norm"
+        )
 
 
 def attention(module: nn.MultiheadAttention) -> Declared | None:
@@ -184,8 +219,14 @@ KINDS: Mapping[type[nn.Module], Callable[..., Declared | None]] = {
     nn.GroupNorm: group_norm,
     nn.BatchNorm1d: batch_norm,
     nn.BatchNorm2d: batch_norm,
+    nn.BatchNorm3d: batch_norm,
+    nn.SyncBatchNorm: batch_norm,
+    nn.InstanceNorm1d: instance_norm,
+    nn.InstanceNorm2d: instance_norm,
+    nn.InstanceNorm3d: instance_norm,
     nn.MultiheadAttention: attention,
 }
 """Class of PyTorch → function that declares a module of this class, or returns None."""
-PRODUCTS = nn.Linear, nn.Conv2d
-"""Classes whose subclasses may have a forward function of their own, which computes one product with the weight."""
+SUBCLASSES = nn.Linear, nn.Conv2d, *BATCH_NORMS.__args__, *INSTANCE_NORMS.__args__
+"""Classes whose subclasses may have a forward function of their own, which calls one function of PyTorch with the
+parameters, such as `F.linear`."""

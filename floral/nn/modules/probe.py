@@ -13,7 +13,7 @@ from floral.core.spec import Noise, Params, Refused
 from floral.core.streams import Stream
 from floral.nn.model import Model
 from floral.nn.modules.inputs import Inputs
-from floral.nn.modules.routed import logits_of
+from floral.nn.modules.routed import Placeholder, logits_of
 
 TOLERANCE = 1e-4
 """Largest difference between two results in float32 that count as equal, relative to the largest entry."""
@@ -106,7 +106,8 @@ def advances_generator(model: Model, params: Params, statistics: Params, x: Tens
 
 def check_training(model: Model, params: Params, statistics: Params, x: Tensor) -> None:
     """Raise Refused if a training pass is not repeatable, has no gradient, or changes values of the module."""
-    noise, buffers = noise_of(model, 3), dict(model.forward.skeleton(x).module.named_buffers())  # type: ignore[attr-defined]
+    noise, tensors = noise_of(model, 3), model.forward.skeleton(x).module.named_buffers()  # type: ignore[attr-defined]
+    buffers = {name: buffer for name, buffer in tensors if not isinstance(buffer, Placeholder)}
     held = {name: buffer.clone() for name, buffer in (*buffers.items(), *model.constants.items())}
     leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
     with torch.no_grad():
@@ -115,7 +116,7 @@ def check_training(model: Model, params: Params, statistics: Params, x: Tensor) 
     if changed := [name for name, before in held.items() if not torch.equal(before, now[name])]:
         raise Refused(
             f"the forward pass changes {changed[0].removesuffix('.value')}, which is a buffer outside of PyTorch's "
-            "batch norm layers; keep the buffer constant, or use nn.BatchNorm1d or nn.BatchNorm2d"
+            "batch norm layers; keep the buffer constant in the forward pass, or leave out the layer that has it"
         )
     first, _ = model(leaves, statistics, x, noise, torch.ones(3))
     # The second pass records gradients too, because without them other kernels may round differently.

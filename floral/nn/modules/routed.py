@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +25,7 @@ from floral.nn.layers import Conv2d, Layer, Linear
 from floral.nn.model import SEED, Call
 from floral.nn.modules.inputs import Inputs
 from floral.nn.modules.leaves import Declared
+from floral.nn.norms import BatchNorm
 from floral.nn.products import Window
 
 DROPOUTS = nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d
@@ -61,25 +62,22 @@ class ReadsParameters(Refused):
 class Placeholder(torch.Tensor):
     """The parameter of a known layer, which has a shape, a device and a data type, but no values.
 
-    If the forward function of the layer is the module's own, a linear layer or convolution with the parameter is
-    computed by the declared layer. Nothing else can be computed with it.
+    If the forward function of the layer is the module's own, the function of PyTorch that it calls with the parameter
+    is computed by the declared layer. Nothing else can be computed with the parameter.
     """
 
     path: str
     """Path of the layer."""
     layer: Layer | None
     """The declared layer, if the forward function is the module's own."""
-    apply: Callable[[Tensor], Tensor]
-    """Apply the declared layer."""
+    skeleton: Skeleton
     _is_param = True  # for `isinstance(…, nn.Parameter)`
 
     @classmethod
-    def of(
-        cls, parameter: Tensor, path: str, layer: Layer | None, apply: Callable[[Tensor], Tensor], like: Tensor
-    ) -> Placeholder:
+    def of(cls, parameter: Tensor, path: str, layer: Layer | None, skeleton: Skeleton, like: Tensor) -> Placeholder:
         """Return the placeholder of a parameter, with the device and the data type of `like`."""
         placeholder = like.new_zeros(()).expand(parameter.shape).as_subclass(cls)
-        placeholder.path, placeholder.layer, placeholder.apply = path, layer, apply
+        placeholder.path, placeholder.layer, placeholder.skeleton = path, layer, skeleton
         return placeholder
 
     @classmethod
@@ -89,14 +87,29 @@ class Placeholder(torch.Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         call_arguments = dict(zip(ARGUMENTS.get(func, ()), args, strict=False)) | kwargs
-        weight, bias = call_arguments.get("weight"), call_arguments.get("bias")
-        if isinstance(weight, Placeholder) and (bias is None or isinstance(bias, Placeholder)):
-            layer = weight.layer
-            has_bias = isinstance(layer, Linear | Conv2d) and layer.bias
-            if layer and (bias is not None) == has_bias and window_of(func, call_arguments) == window(layer):
-                return weight.apply(call_arguments["input"])
         tensors = pytree.tree_leaves((args, kwargs))
-        raise ReadsParameters(next(tensor.path for tensor in tensors if isinstance(tensor, Placeholder)))
+        first = next(tensor for tensor in tensors if isinstance(tensor, Placeholder))
+        if first.layer is not None and first.computes(func, call_arguments):
+            return first.skeleton._part(first.path, "", call_arguments["input"])
+        raise ReadsParameters(first.path)
+
+    def computes(self, func: Any, call_arguments: Mapping[str, Any]) -> bool:
+        """Return whether the declared layer computes this call of a function of PyTorch."""
+        of_layer = {name for name, value in call_arguments.items() if isinstance(value, Placeholder)}
+        match self.layer:
+            case Linear(bias=bias):
+                options = func is F.linear
+            case Conv2d(bias=bias):
+                options = func is F.conv2d and window_of(call_arguments) == self.layer.window
+            case BatchNorm(epsilon=epsilon, momentum=momentum, affine=bias):
+                options = func is F.batch_norm and all(
+                    call_arguments.get(name) == value
+                    for name, value in (("eps", epsilon), ("momentum", momentum), ("training", self.skeleton.training))
+                )
+                return options and of_layer == {"running_mean", "running_var", *(("weight", "bias") if bias else ())}
+            case _:
+                return False
+        return options and of_layer == {"weight", *(("bias",) if bias else ())}
 
 
 WITHOUT_VALUES = {
@@ -119,18 +132,13 @@ LIKE_THE_SECOND = {torch.Tensor.to, torch.Tensor.type_as}
 ARGUMENTS = {
     F.linear: ("input", "weight", "bias"),
     F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
 }
 """Function of PyTorch → names of its arguments."""
 
 
-def window(layer: Layer) -> Window | None:
-    return layer.window if isinstance(layer, Conv2d) else None
-
-
-def window_of(func: Any, call_arguments: Mapping[str, Any]) -> Window | None:
-    """Return the window of a call of `F.conv2d`, or None for `F.linear`."""
-    if func is not F.conv2d:
-        return None
+def window_of(call_arguments: Mapping[str, Any]) -> Window:
+    """Return the window of a call of `F.conv2d`."""
 
     def pair(value: Any) -> tuple[int, int]:
         return (value, value) if isinstance(value, int) else tuple(value)
@@ -168,13 +176,22 @@ class Skeleton:
             if leaf.forward is not None:
                 layer_module.forward = partial(leaf.forward, partial(skeleton._part, path))
             for inner in layer_module.modules():
-                for name, parameter in inner._parameters.items():
-                    if parameter is not None:
-                        apply = partial(skeleton._part, path, "")
-                        inner._parameters[name] = Placeholder.of(parameter, path, layer, apply, like)  # type: ignore[assignment]
+                holders: list[dict[str, Any]] = [inner._parameters]
+                if isinstance(layer, BatchNorm):
+                    inner._buffers["num_batches_tracked"] = None
+                    holders.append(inner._buffers)
+                for holder in holders:
+                    for name, tensor in holder.items():
+                        if tensor is not None:
+                            holder[name] = Placeholder.of(tensor, path, layer, skeleton, like)
         for path in parts.dropouts:
             skeleton.module.get_submodule(path).forward = partial(skeleton._dropout, path)
         return skeleton
+
+    @property
+    def training(self) -> bool:
+        """Whether the present pass is one of training."""
+        return self.call is not None and self.call.noise is not None
 
     def _part(self, path: str, part: str, x: Tensor) -> Tensor:
         assert self.call is not None
@@ -188,9 +205,9 @@ class Skeleton:
 
     def __call__(self, call: Call, free: Mapping[str, Tensor], inputs: Inputs, x: Tensor) -> Any:
         """Return what the module returns for samples x. `free` has the values of the free parameters."""
-        if self.module.training != (call.noise is not None):
-            self.module.train(call.noise is not None)
         self.call = call
+        if self.module.training != self.training:
+            self.module.train(self.training)
         self.passes.clear()
         try:
             if not free:

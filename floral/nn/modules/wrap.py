@@ -17,7 +17,7 @@ from floral.core.streams import Shapes, Stream
 from floral.nn.layers import Embedding, Layer, Linear
 from floral.nn.model import Call, Model, by_layer
 from floral.nn.modules.inputs import Inputs
-from floral.nn.modules.leaves import Declared, declared
+from floral.nn.modules.leaves import Declared, Unsupported, declared
 from floral.nn.modules.probe import example, probed
 from floral.nn.modules.routed import DROPOUTS, Forward, Parts, ReadsParameters, layer_name
 from floral.nn.norms import BatchNorm
@@ -38,7 +38,7 @@ def wrap(make: Make, inputs: Inputs, outputs: int) -> Model:
         Refused: the module cannot be used; the message has the reason and the remedy.
     """
     silence_slow_operations()
-    module = built(make, 0)
+    module = built(make, 0).train()
     check(module)
     leaves = known_layers(module)
     ties = tied(module, leaves)
@@ -99,13 +99,21 @@ def check(module: nn.Module) -> None:
 
 
 def known_layers(module: nn.Module) -> dict[str, Declared]:
-    """Return the known layers of a module by their paths, in the module's order."""
+    """Return the known layers of a module by their paths, in the module's order.
+
+    Raises:
+        Refused: a layer has an option that is not supported.
+    """
     leaves: dict[str, Declared] = {}
     inside = ()
     for path, child in module.named_modules():
         if inside and path.startswith(inside):
             continue
-        if (leaf := declared(child)) is not None:
+        try:
+            leaf = declared(child)
+        except Unsupported as error:
+            raise Refused(f"the layer {layer_name(path)} cannot be used: {error}") from None
+        if leaf is not None:
             leaves[path] = leaf
             inside = (*inside, f"{path}.") if path else ("",)
     return leaves
@@ -156,7 +164,7 @@ def declare(module: nn.Module, leaves: dict[str, Declared], ties: dict[str, str]
         names[f"{name}.value"] = name, tuple(state[name].shape)
     dropouts: dict[str, nn.Module] = {}
     for path, child in module.named_modules():
-        if isinstance(child, DROPOUTS) and type(child) in DROPOUTS and 0 < child.p < 1:
+        if child.training and type(child) in DROPOUTS and 0 < child.p < 1:  # type: ignore[operator]
             dropouts[path] = child
             layers[layer_name(path)] = Dropout((), child.p)
     fixed = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
