@@ -27,11 +27,13 @@ MAX_NAMED = 5
 """Number of names that a message lists."""
 
 
-def prepared(model: Model, keys: Keys, base: str, *, width: float, stream: Stream) -> Model:
+def prepared(model: Model, keys: Keys, base: str, *, shape: tuple[int, ...], width: float, stream: Stream) -> Model:
     """Return the model as the keys of a task prepare it. `stream` draws the values of frozen parameters.
 
+    `shape` is that of one sample.
+
     Raises:
-        Refused: a file or a name does not fit the model.
+        Refused: a file or a name does not fit the model, or no parameter that is trained changes the outputs.
     """
     if keys.weights is not None:
         if width != 1.0:
@@ -57,7 +59,25 @@ def prepared(model: Model, keys: Keys, base: str, *, width: float, stream: Strea
         model = replace(model, adapted=frozenset(matching(adaptable, keys.adapt)))
     if keys.freeze:
         model = freeze(model, keys.freeze, stream)
-    return with_frozen_base(model, stream) if base == "frozen" else model
+        if not has_gradient(model, shape):
+            trained = listed([*model.init(Shapes(0, "size"))], verb=False)
+            raise Refused(f"`freeze` leaves only {trained} trained, without effect on the outputs; change `freeze`")
+    if base == "frozen":
+        model = with_frozen_base(model, stream)
+        if not has_gradient(model, shape):
+            raise Refused(
+                f"`base: frozen` trains the head, but {head_of(model)} has no effect on the outputs; name the layer "
+                "that makes the outputs as `head`"
+            )
+    return model
+
+
+def has_gradient(model: Model, shape: tuple[int, ...]) -> bool:
+    """Return whether a trained parameter changes the outputs for samples of a shape. It is true if none is trained."""
+    params = {name: torch.zeros(t.shape, requires_grad=True) for name, t in model.init(Shapes(0, "size")).items()}
+    with torch.enable_grad():
+        logits, _ = model(params, model.statistics(), torch.zeros(2, *shape), None, None)
+    return not params or logits.requires_grad
 
 
 def summary(model: Model) -> list[str]:

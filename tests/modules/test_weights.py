@@ -21,6 +21,7 @@ from floral.toolkit.prepared import near, prepared, read
 PLAIN = Path(__file__).with_name("plain.py")
 MODULE = {"kind": "module", "build": f"{PLAIN}:small"}
 MLP = {"kind": "mlp", "hidden": 5}
+AUXILIARY = f"{PLAIN}:auxiliary"
 ANY = Stream(0, "model")
 
 
@@ -72,7 +73,9 @@ def test_one_name_of_a_tied_weight_is_enough(tmp_path: Path, held: str, does: st
 
 def test_statistics_of_a_batch_norm_that_the_module_freezes_are_read(tmp_path: Path) -> None:
     weights = Keys(kind="module", weights=pretrained(tmp_path))
-    model = prepared(module.build((4, 4), 5, build=f"{PLAIN}:frozen_norm"), weights, "trained", width=1, stream=ANY)
+    model = prepared(
+        module.build((4, 4), 5, build=f"{PLAIN}:frozen_norm"), weights, "trained", shape=(4, 4), width=1, stream=ANY
+    )
     assert torch.equal(model.constants["norm.mean"], torch.full((4,), 0.25))
 
 
@@ -185,6 +188,30 @@ def test_patterns_choose_what_is_frozen_and_what_is_adapted() -> None:
     assert not {"norm.weight", "norm.mean", "conv.weight"} & {*state["base"], *state.get("statistics", {})}
     head = simulate("fedper", model={**MODULE, "head": "hidden"}).start().values["head"]
     assert set(head) == {"hidden.weight", "hidden.bias"}
+
+
+NOT_TRAINED = {
+    "all": ({"freeze": ["*"]}, {}, "trains nothing, because `freeze` names all parameters of the model; leave"),
+    "unused": ({"build": AUXILIARY, "freeze": ["[!s]*"]}, {},
+               "`freeze` leaves only side.weight, side.bias trained, without effect on the outputs; change `freeze`"),
+    "wrong head": ({"build": AUXILIARY, "head": "side"}, {"base": "frozen"},
+                   "but side has no effect on the outputs; name the layer that makes the outputs as `head`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("keys", "how", "message"), NOT_TRAINED.values(), ids=NOT_TRAINED)
+def test_a_run_that_cannot_train_is_refused(keys: Any, how: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        simulate(model={**MODULE, **keys}, **how)
+
+
+def test_a_method_with_adaptors_trains_these_if_the_model_is_frozen() -> None:
+    assert simulate("fedit", model={**MODULE, "freeze": ["*"]}).start().values
+
+
+def test_an_auxiliary_layer_that_is_called_last_is_not_the_head() -> None:
+    model = {"kind": "module", "build": AUXILIARY}
+    assert set(simulate("fedper", model=model).start().values["head"]) == {"out.weight", "out.bias"}
 
 
 @pytest.mark.parametrize("backend", ["loop", "vmap", "batched"])
