@@ -126,6 +126,23 @@ def scaled_norm(outputs: int) -> nn.Module:
     return module
 
 
+class Attentive(nn.Module):
+    """An encoder of PyTorch for 4×4 images, whose rows are tokens, with dropout of attention weights."""
+
+    def __init__(self, outputs: int, dropout: float) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
+        layer.self_attn.dropout = dropout
+        self.encoder, self.out = nn.TransformerEncoder(layer, 1), nn.Linear(4, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.encoder(x.squeeze(1)).mean(1))
+
+
+def attentive(outputs: int, dropout: float = 0.4) -> nn.Module:
+    return Attentive(outputs, dropout)
+
+
 class Auxiliary(nn.Module):
     """A linear model of 4×4 images with a second linear layer, which is called last and does not change the outputs."""
 

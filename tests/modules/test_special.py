@@ -16,7 +16,7 @@ from floral.core.spec import Refused
 from floral.core.streams import Stream
 from floral.engine import execution
 from floral.models import module
-from floral.nn.model import Model
+from floral.nn.model import SEED, Model
 from floral.nn.modules.inputs import Inputs
 from floral.nn.modules.routed import logits_of
 from floral.nn.modules.wrap import built as module_built
@@ -105,6 +105,23 @@ def test_methods_train_a_module_of_unknown_layers(variant: str) -> None:
         name for name, t in state.tensors().items() if "lstm" in name and not torch.equal(t, start.tensors()[name])
     ]
     assert len({name.rpartition("lstm.")[2] for name in moved}) == 4
+
+
+def test_attention_with_dropout_has_adaptors_and_the_random_numbers_of_the_module() -> None:
+    """A training pass from a seed is that of the module after the same seed; only `loop` can be used."""
+    model, original = built("attentive"), plain.attentive(CLASSES)
+    assert model.draws and "set `dropout` of nn.MultiheadAttention to 0" in str(model.sequential)
+    params, x, seed = model.init(ANY), torch.rand(4, 4, 4), torch.full((4,), 0.25)
+    original.load_state_dict({in_file: params[name] for name, (in_file, _) in model.names.items()})
+    torch.manual_seed(int(0.25 * 2**48))
+    with torch.random.fork_rng([]):
+        ours, _ = model(params, {}, x, {SEED: seed}, torch.ones(4))
+    torch.testing.assert_close(ours, original.train()(x.unsqueeze(1)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(model(params, {}, x, None, None)[0], original.eval()(x.unsqueeze(1)), rtol=0, atol=1e-5)
+    adapted = {
+        name.rpartition(".")[0] for name in simulate("floral_1", model=task("attentive")).start().values["adaptors"]
+    }
+    assert {"encoder.layers.0.self_attn.in_proj", "encoder.layers.0.self_attn.out_proj"} <= adapted
 
 
 @pytest.mark.parametrize("norm", list(plain.NORMS)[:6])

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from floral.core.spec import Refused
@@ -20,8 +22,14 @@ from floral.nn.norms import BatchNorm, GroupNorm, LayerNorm
 BATCH_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 INSTANCE_NORMS = nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
 
-CallPart = Callable[[str, Tensor], Tensor]
-"""call(part, x) applies one part of a module; the part of a module with one layer is ""."""
+
+class CallPart(Protocol):
+    """call(part, x) applies one part of a module; the part of a module with one layer is ""."""
+
+    @property
+    def training(self) -> bool: ...
+
+    def __call__(self, part: str, x: Tensor) -> Tensor: ...
 
 
 class Unsupported(Refused):
@@ -157,15 +165,18 @@ def instance_norm(module: INSTANCE_NORMS) -> None:
 
 
 def attention(module: nn.MultiheadAttention) -> Declared | None:
-    """Return an attention block as two linear layers: `in_proj` makes queries, keys and values; then `out_proj`."""
-    if not module._qkv_same_embed_dim or module.bias_k is not None or module.add_zero_attn or module.dropout:
+    """Return an attention block as two linear layers: `in_proj` makes queries, keys and values; then `out_proj`.
+
+    Its dropout of attention weights draws from PyTorch's generator, as that of `nn.MultiheadAttention` does.
+    """
+    if not module._qkv_same_embed_dim or module.bias_k is not None or module.add_zero_attn:
         return None
     width, has_bias = module.embed_dim, module.in_proj_bias is not None
     names = {"in_proj_weight": ("in_proj", "weight"), "out_proj.weight": ("out_proj", "weight")}
     if has_bias:
         names |= {"in_proj_bias": ("in_proj", "bias"), "out_proj.bias": ("out_proj", "bias")}
     layers = {"in_proj": Linear(width, 3 * width, has_bias), "out_proj": Linear(width, width, has_bias)}
-    heads, batch_first = module.num_heads, module.batch_first
+    heads, batch_first, rate = module.num_heads, module.batch_first, module.dropout if module.training else 0.0
 
     def forward(
         call: CallPart,
@@ -193,6 +204,8 @@ def attention(module: nn.MultiheadAttention) -> Declared | None:
         if key_padding_mask is not None:
             scores = masked(scores, key_padding_mask[..., None, None, :])
         weights = scores.softmax(-1)
+        if rate and call.training:
+            weights = F.dropout(weights, rate)
         merged = (weights @ v).transpose(-3, -2).flatten(-2)
         out = call("out_proj", merged.transpose(0, 1) if not batch_first and query.dim() == 3 else merged)
         if not need_weights:

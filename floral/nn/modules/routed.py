@@ -174,7 +174,7 @@ class Skeleton:
             layer_module = skeleton.module.get_submodule(path)
             layer = leaf.layers[""] if leaf.forward is None else None
             if leaf.forward is not None:
-                layer_module.forward = partial(leaf.forward, partial(skeleton._part, path))
+                layer_module.forward = partial(leaf.forward, OfPath(skeleton, path))
             for inner in layer_module.modules():
                 holders: list[dict[str, Any]] = [inner._parameters]
                 if isinstance(layer, BatchNorm):
@@ -215,6 +215,21 @@ class Skeleton:
             return torch.func.functional_call(self.module, dict(free), *inputs(x))
         finally:
             self.call = None
+
+
+@dataclass(frozen=True)
+class OfPath:
+    """Apply the parts of the known layer at a path, in the present pass of a skeleton."""
+
+    skeleton: Skeleton
+    path: str
+
+    @property
+    def training(self) -> bool:
+        return self.skeleton.training
+
+    def __call__(self, part: str, x: Tensor) -> Tensor:
+        return self.skeleton._part(self.path, part, x)
 
 
 def without_parameters(module: nn.Module) -> nn.Module:
