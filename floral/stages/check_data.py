@@ -47,7 +47,7 @@ def _store_custom(task: Task, data: CustomData, results: Path) -> None:
         ConfigError: the data cannot be read.
     """
     if why := data_sets.why_unreadable(data):
-        raise ConfigError(f"{place_of(task)}: `data.path`: {why}")
+        raise ConfigError(f"{place_of(task)}: `data.{data_sets.unreadable_key(data)}`: {why}")
     if (results / "data" / str(data_sets.stored_data(data)) / "card.json").exists():
         return
     from floral.data.sources import DataError

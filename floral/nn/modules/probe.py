@@ -164,7 +164,7 @@ def why_sequential(model: Model, params: Params, statistics: Params, x: Tensor) 
     if model.draws:
         return (
             "the module draws random numbers by itself, e.g. by `F.dropout`, so only the backend `loop` can be used; "
-            "to use all backends, draw them in nn.Dropout layers, and set `dropout` of nn.MultiheadAttention to 0"
+            "replace them by nn.Dropout layers to use all backends, and set `dropout` of nn.MultiheadAttention to 0"
         )
     if model.mixes:
         return f"the module mixes the samples of a batch, which padding must not reach; {ADVICE}"
