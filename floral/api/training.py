@@ -115,7 +115,7 @@ def _prepare(run: Run, results: Path, data_dir: Path | None) -> None:
         fetch(data, results, data_dir)
     from floral.stages import check_model
 
-    check_model.check([run], results)
+    check_model.check([run], results, PLACE)
     if not (results / run.partition.folder / "partition.parquet").exists():
         partition(run.partition, results, run.task)
 

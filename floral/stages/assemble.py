@@ -99,7 +99,7 @@ def problem_of(
     def build_model(width: float = 1.0) -> Model:
         built = build(shape, outputs, **keys.arguments, width=width)
         stream = Stream(run.seed, "model")
-        return prepared(built, keys, task.base, width=width, stream=stream).moved(device, dtype)
+        return prepared(built, keys, task.base, shape=shape, width=width, stream=stream).moved(device, dtype)
 
     return Problem(
         build_model=build_model,
@@ -133,6 +133,11 @@ def build_method(run: Run, problem: Problem) -> Method:
                 "private` needs; set `statistics: federated`"
             )
         method, local = method_of(run.variant, problem), run.task.local
+        if trains_nothing(method, problem):
+            raise Refused(
+                "the method trains nothing, because `freeze` names all parameters of the model; leave a layer out of "
+                "`freeze`, or use a method with adaptors"
+            )
         if local.optimiser == "sgd" or method.phases == ():
             return method
         return with_local_optimiser(method, AdamW(**local.model_dump(exclude={"optimiser"})))
@@ -145,6 +150,14 @@ def build_method(run: Run, problem: Problem) -> Method:
             f"variant {run.variant.name}: `build` of {plugins.file('methods', run.variant.method)} fails: "
             f"{in_user_code(error)}; correct this code"
         ) from error
+
+
+def trains_nothing(method: Method, problem: Problem) -> bool:
+    """Return whether a method trains the parameters of a model of which all are frozen."""
+    if method.phases == () or problem.build_model().size:
+        return False
+    trained = method.trained if method.phases is None else [name for phase in method.phases for name in phase.train]
+    return not any(method.groups[name].init() for name in trained)
 
 
 def make_settings(run: Run) -> Settings:

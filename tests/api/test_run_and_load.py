@@ -253,6 +253,17 @@ def test_wrong_arguments_are_named_with_a_remedy(arguments: dict, message: str, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("task", [SMALL, ARRAYS, {**ARRAYS, "name": "mine"}], ids=["extends", "unnamed", "named"])
+def test_a_model_that_cannot_be_used_is_named_as_the_task_of_floral_run(task: dict, results: Path) -> None:
+    """A task in a dictionary has no file that a message could name."""
+    plain = Path(__file__).parents[1] / "modules" / "plain.py"
+    model = {"kind": "module", "build": f"{plain}:mlp", "head": "classifier"}
+    with pytest.raises(
+        floral.ConfigError, match=r"^floral\.run: task: model: module .*`head: classifier` is no linear"
+    ):
+        floral.run({**task, "model": model}, "fedavg", results=results, progress=False)
+
+
 def test_a_failed_run_raises_with_its_cause_and_leaves_the_reason(results: Path, monkeypatch) -> None:
     from floral.engine.simulate import Simulation
 
