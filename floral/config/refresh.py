@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from functools import cache
-from pathlib import Path
 
 from floral.config import (
     catalogue,

@@ -166,7 +166,7 @@ def declare(module: nn.Module, leaves: dict[str, Declared], ties: dict[str, str]
     for path, child in module.named_modules():
         if child.training and type(child) in DROPOUTS and 0 < child.p < 1:  # type: ignore[operator]
             dropouts[path] = child
-            layers[layer_name(path)] = Dropout((), child.p)
+            layers[layer_name(path)] = Dropout((), float(child.p))  # type: ignore[arg-type]
     fixed = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
     fixed |= buffers.keys() - covered
     in_files = {in_file for in_file, _ in names.values()}
