@@ -1,4 +1,4 @@
-"""Fixtures for tests of several folders: skips that fail in CI, projects, an empty MLflow store, no recordings."""
+"""Fixtures for tests of several folders: skips that fail in CI, projects, an MLflow store, data sets, no recordings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ import pytest
 from projects import ROOT, TINY, Project
 from skips import stop
 
+from floral.config import data_sets
+from floral.data import sources
 from floral.engine.capture import captured
+from floral.io.locks import held
+from floral.stages.fetch import data_folders, fetch
 from floral.tracking.mlflow_store import create_store, default_uri
 
 
@@ -48,12 +52,37 @@ def make_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pr
 
 
 @pytest.fixture(scope="session")
-def finished(make_project: Callable[[str], Project]) -> Project:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """A function that fills a folder once for all processes of pytest-xdist, and returns it."""
+
+    def once(name: str, fill: Callable[[Path], None]) -> Path:
+        if "PYTEST_XDIST_WORKER" not in os.environ:
+            fill(folder := tmp_path_factory.mktemp(name))
+            return folder
+        folder = tmp_path_factory.getbasetemp().parent / name  # the processes have folders of their own beside it
+        filled = folder.with_name(f"{name}.filled")
+        with held(folder.with_name(f"{name}.lock"), f"filling {name}"):
+            if not filled.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what another process left when it failed
+                folder.mkdir()
+                fill(folder)
+                filled.touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, once: Callable[[str, Callable[[Path], None]], Path]) -> Project:
     """A project with the finished suite `tiny`, shared by all tests. A test that changes it uses the fixture `copy`."""
-    project = make_project("finished")
-    done = project.snakemake()
-    assert done.returncode == 0, done.stdout
-    return project
+
+    def fill(folder: Path) -> None:
+        done = Project.made(folder, tiny=TINY).snakemake()
+        assert done.returncode == 0, done.stdout
+
+    folder = tmp_path_factory.mktemp("finished") / "project"
+    shutil.copytree(once("whole", fill), folder, symlinks=True)
+    return Project(folder)
 
 
 @pytest.fixture
@@ -69,11 +98,9 @@ def project(make_project: Callable[[str], Project]) -> Project:
 
 
 @pytest.fixture(scope="session")
-def made_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_store(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """An MLflow store without runs. Creating one takes seconds, so all tests share it."""
-    results = tmp_path_factory.mktemp("empty")
-    create_store(default_uri(results))
-    return results / "track"
+    return once("empty", lambda results: create_store(default_uri(results))) / "track"
 
 
 @pytest.fixture
@@ -81,3 +108,28 @@ def empty_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made_store: Pat
     """Copy the empty store to `tmp_path`, for a test that tracks from the project's root."""
     monkeypatch.chdir(ROOT)
     shutil.copytree(made_store, tmp_path / "track")
+
+
+DEBIAN = Path("/usr/share/datasets")
+"""Where Debian's packages of data sets put their files."""
+
+
+@pytest.fixture(scope="session")
+def stored(
+    missing: Callable[[str], NoReturn], once: Callable[[str, Callable[[Path], None]], Path]
+) -> Callable[[str], Path]:
+    """A function that stores an entry of config/data.lock, and returns the folder of the results.
+
+    All tests share the folder, because to decode the images of a data set takes up to 17 s.
+    """
+    results = once("stored", lambda folder: None)
+
+    def store(name: str) -> Path:
+        folders = (*(data_folders(None) if os.environ.get("FLORAL_DATA") else ()), DEBIAN)
+        for file in data_sets.data_lock()[name].files:
+            if not sources.is_there(file, results / "none", folders):
+                missing(f"FLORAL_DATA has no {file.path}, and {DEBIAN} neither; .ci/setup installs Fashion-MNIST there")
+        fetch(name, results, Path(os.pathsep.join(map(str, folders))))
+        return results
+
+    return store

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,7 @@ def fitting(variant: str) -> str:
     return next((model for model in ("mlp", "batch_norm", *MODELS) if buildable(variant, model)), "mlp")
 
 
+@cache
 def buildable(variant: str, model: str) -> bool:
     """Whether the method supports the model. test_declarations.py checks the reasons of refusals."""
     try:
@@ -162,38 +163,27 @@ DEEP = ("resnet18", "vit", "convolutions", "module")
 """Models that take seconds to record, or have rare layers, or differ from declared models in the forward pass alone.
 
 Only OF_EACH_KIND is tested on them."""
-SHALLOW = [model for model in MODELS if model not in DEEP]
-"""The models of tests that prove a limit case of a method. The engine is tested on all models (`cases`)."""
+SHALLOW = ("linear", "cnn", "batch_norm", "dropout", "lstm")
+"""The models of tests that prove a limit case of a method: no hidden layer, convolutions, running statistics, noise,
+and text. The engine is tested on all models (`all_models`)."""
 RECORDED = ("fedavg", "floral_1")
 """The variants whose steps are recorded on all models. See the fixture `without_recording`."""
 OF_EACH_KIND = ("fedavg", "ditto", "ensemble", "floral_1", "local_adaptor", "private_norm")
 """The variants that are tested on all models."""
-DIFFERENT = ("cnn", "batch_norm", "dropout")
-"""Models that every method is tested on: convolutions, running statistics, and noise."""
+DIFFERENT = ("cnn", "batch_norm")
+"""Models that every method is tested on: convolutions and running statistics. `noisy` has noise."""
 
 
-def cases() -> list[tuple[str, str]]:
-    """Pairs (variant, model) of the contracts: OF_EACH_KIND on all models, the first variant of each other method on
-    DIFFERENT, and its other variants on one small model.
+@cache
+def noisy(variant: str) -> str:
+    """The small model that each variant is tested on: an MLP with dropout, or `fitting` if the method refuses it."""
+    return "dropout" if buildable(variant, "dropout") else fitting(variant)
+
+
+def all_models() -> list[tuple[str, str]]:
+    """Pairs (variant, model): OF_EACH_KIND on all models that they support.
+
+    `local_adaptor` has the adaptors of floral_1 and the personal values of ditto, so it is not trained on DEEP.
     """
-
-    def models(variant: str) -> Collection[str]:
-        if variant in OF_EACH_KIND:
-            return MODELS
-        return {fitting(variant), *(DIFFERENT if variant in FIRST.values() else ())}
-
-    return [
-        (variant, model)
-        for variant in VARIANTS
-        for model in MODELS
-        if model in models(variant) and buildable(variant, model)
-    ]
-
-
-def few_cases() -> list[tuple[str, str]]:
-    """Fewer pairs than `cases`, for tests that depend little on the model: all models for OF_EACH_KIND only."""
-    return [
-        (variant, model)
-        for variant, model in cases()
-        if variant in OF_EACH_KIND or model in (fitting(variant), "batch_norm")
-    ]
+    pairs = [(variant, model) for variant in OF_EACH_KIND for model in MODELS if buildable(variant, model)]
+    return [(variant, model) for variant, model in pairs if variant != "local_adaptor" or model not in DEEP]

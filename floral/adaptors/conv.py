@@ -115,6 +115,20 @@ class ConvAdaptor:
         hidden = (hidden.unflatten(1, (len(route), -1)) * route[:, None, None, None]).flatten(1, 2)
         return products.conv2d(hidden, mixture["B"], bias, window=of_b, stacked="inputs")
 
+    def output(self, params: Params, x: Tensor) -> Tensor:
+        """Return what a single adaptor adds to the layer's output for x [B, inputs, H, W]. `params` have no axis C.
+
+        This is `unmerged` for one adaptor with the weight 1, in fewer operations.
+        """
+        of_a, of_b = self._windows()
+        if of_a.transposed or of_a.groups > 1:
+            return self.unmerged({key: value[None] for key, value in params.items()}, x.new_ones(1), x)
+        hidden = products.conv2d(x, params["A"][None], window=of_a, stacked="outputs")
+        bias = params["bias"] if self.bias else None
+        if self.scale != 1:
+            hidden, bias = hidden * self.scale, None if bias is None else bias * self.scale
+        return products.conv2d(hidden, params["B"][None], bias, window=of_b, stacked="inputs")
+
     def _windows(self) -> tuple[Window, Window]:
         """Return the window of convolution A and that of convolution B: stride, padding and dilation.
 

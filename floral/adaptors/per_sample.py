@@ -33,13 +33,21 @@ def gate_input(x: Tensor) -> Tensor:
     return x.flatten(2).mean(-1) if x.dim() == 4 else x
 
 
-def mixed_outputs(part: LinearAdaptor | ConvAdaptor, adaptors: Sequence[Params], weights: Tensor, x: Tensor) -> Tensor:
-    """Return the weighted sum of what E adaptors add to the output of a layer with the input x.
+def each_output(part: LinearAdaptor | ConvAdaptor, adaptors: Params, x: Tensor) -> list[Tensor]:
+    """Return what each of E adaptors adds to the output of a layer with the input x.
 
-    The parameters of each adaptor have a leading axis of length 1. `weights` [B, ..., E] has a row for each input that
-    the gate reads (see `gate_input`).
+    The parameters in `adaptors` have a leading axis of length E. The adaptors are applied one after the other, because
+    a product for all of them gives other last bits than one product for each.
     """
-    unit = x.new_ones(1)
-    shares = [share[:, None, None, None] if x.dim() == 4 else share[..., None] for share in weights.unbind(-1)]
-    added = [share * part.unmerged(params, unit, x) for share, params in zip(shares, adaptors, strict=True)]
-    return torch.stack(added).sum(0)
+    separate = zip(*(value.unbind(0) for value in adaptors.values()), strict=True)
+    return [part.output(dict(zip(adaptors, values, strict=True)), x) for values in separate]
+
+
+def mixed_outputs(outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Return the weighted sum of the outputs [B, ...] of E adaptors.
+
+    `weights` [B, ..., E] has a row for each input that the gate reads (see `gate_input`).
+    """
+    stacked = torch.stack(list(outputs))
+    share = torch.stack(weights.unbind(-1))  # and not a view, whose gradient would be summed in another order
+    return (share.reshape(*share.shape, *(1,) * (stacked.dim() - share.dim())) * stacked).sum(0)

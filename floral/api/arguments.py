@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from floral.config import catalogue, paths
+from floral.config import catalogue, paths, plugins
 from floral.config.reading import ConfigError, shortened, suggest
 from floral.config.run import Run
 from floral.config.schema.data import CustomData, Synthetic
@@ -103,13 +103,13 @@ def model_of(model: Any) -> Any:
     return {"kind": "module", "build": _named_in_file(model, where)} if callable(model) else model
 
 
-def _named_in_file(function: Any, where: str) -> str:
+def _named_in_file(function: Any, where: str, built: str = "module") -> str:
     """Return <file.py>:<function>. The path begins in the folder of the study, if the file lies there."""
     code, name = getattr(function, "__code__", None), getattr(function, "__qualname__", "")
     path = Path(code.co_filename).resolve() if code is not None else Path()
     if not path.is_file() or not name.isidentifier() or path.suffix != ".py":
         raise ConfigError(
-            f"{where}: {shortened(function)} is no function in a file; write a function that builds the module into "
+            f"{where}: {shortened(function)} is no function in a file; write a function that builds the {built} into "
             "a file (in a notebook by %%writefile mine.py), and give 'mine.py:function'"
         )
     study = paths.STUDY.resolve()
@@ -119,19 +119,18 @@ def _named_in_file(function: Any, where: str) -> str:
 def variant_of(variant: Any) -> Variant:
     """Return the variant that is given as a name, as {"name": …, hyper-parameter: value, …}, or as an object.
 
+    A method may be given as its function `build`: alone, or as {"build": …, "name": …, hyper-parameter: value, …}.
+
     Raises:
         ConfigError: the variant is none of these, or a hyper-parameter is wrong.
     """
     where = f"{PLACE}: variant"
     if isinstance(variant, Variant):
         return variant
-    if callable(variant):
-        raise ConfigError(
-            f"{where}: {shortened(variant)} is a function; write it into methods/NAME.py of a study, with "
-            "config/methods/NAME.yaml (`floral init` makes an example), and give the name of its variant"
-        )
-    change = dict(variant) if isinstance(variant, Mapping) else {"name": variant}
+    change = dict(variant) if isinstance(variant, Mapping) else {"build" if callable(variant) else "name": variant}
     name = change.pop("name", None)
+    if (build := change.pop("build", None)) is not None:
+        return _variant_of_function(build, name, change, where)
     if not isinstance(name, str):
         raise ConfigError(
             f"{where}: {shortened(variant)} names no variant; give a name such as 'floral_1', or a dictionary such as "
@@ -140,6 +139,28 @@ def variant_of(variant: Any) -> Variant:
     if name not in (index := catalogue.variant_index()):
         raise suggest("variant", name, index, where, catalogue.published_names())
     return catalogue.variant(name, change, where)
+
+
+def _variant_of_function(build: Any, name: Any, change: Mapping[str, Any], where: str) -> Variant:
+    """Return the variant of a method that is given as a function in a file, or as <file.py>:<function>.
+
+    The function `build` of a file in a folder `methods` is the method with its YAML file. The arguments of any other
+    function, after the first one, are the hyper-parameters.
+
+    Raises:
+        ConfigError: the function is in no file, its variant is not clear, or a hyper-parameter is wrong.
+    """
+    place = build if isinstance(build, str) else _named_in_file(build, where, "method")
+    path, function = paths.in_study(place.rpartition(":")[0]), place.rpartition(":")[2]
+    if function == "build" and path.resolve().parent in [folder.resolve() for folder in plugins.folders("methods")]:
+        variants = catalogue.method_file(path.stem).variants
+        if name is None and len(variants) == 1:
+            (name,) = variants
+        if not isinstance(name, str) or name not in variants:
+            raise ConfigError(f"{where}: {path} has the variants {', '.join(variants)}; give one of them as `name`")
+        return catalogue.variant(name, change, where)
+    name = name or (path.stem if function == "build" else function)
+    return catalogue.variant_in_file(name, place, change, where)
 
 
 def folder_of(results: Any, default: Path, place: str) -> Path:

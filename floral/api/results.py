@@ -114,7 +114,8 @@ class Results:
         `run` is the hash8 of the run, as in the frames. It may be left out if there is only one run.
 
         Raises:
-            ConfigError: there is no such run, it is not finished, or its data are missing.
+            ConfigError: there is no such run, it is not finished, its data are missing, or its code or files have
+                changed since it was trained.
         """
         if run is None and len(self._runs) == 1:
             (run,) = self._runs
@@ -126,6 +127,7 @@ class Results:
             raise ConfigError(f"model: run: {run} is not finished; train it first")
         from floral.api.trained import TrainedModel
 
+        refresh()
         return TrainedModel(described, path, self._folder)
 
     def __add__(self, more: Results) -> Results:

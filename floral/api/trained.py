@@ -16,6 +16,7 @@ from floral.core.spec import Method, View
 from floral.engine.evaluate import prediction_view
 from floral.engine.state import State, client_view
 from floral.nn.model import Model
+from floral.runs.outdated import why_not_the_trained_model
 from floral.stages.assemble import build_simulation, make_problem
 
 
@@ -33,15 +34,29 @@ class TrainedModel:
         """Read the model of a run from its folder. Its data and partition are read from the folder `results`.
 
         Raises:
-            ConfigError: the run has no model, or its data are missing.
+            ConfigError: the run has no model, its data are missing, or its code or files have changed since it was
+                trained.
         """
         if run.task.noop:
             raise ConfigError(f"model: a run of the task {run.task.name!r} trains no model; choose another run")
-        self.run, self._results = run, results
+        self.run, self._folder, self._results = run, folder, results
+        self._check_code()
         self._simulation, self._data = build_simulation(run, results, torch.device("cpu"))
         self._shape = self._data.shape
         self.tensors = _tensors(folder / "model.safetensors")
         self._state = State.of({f"value/{name}": tensor for name, tensor in self.tensors.items()})
+
+    def _check_code(self) -> None:
+        """Check that a model that is built now is the one that was trained.
+
+        Raises:
+            ConfigError: code or files of the run have changed.
+        """
+        if reasons := why_not_the_trained_model(self.run, self._folder):
+            raise ConfigError(
+                f"model: run {self._folder.name.rpartition('-')[2]}: {' and '.join(reasons)}, so its values would be "
+                "used in another model than they were trained in; restore what it was trained with, or train it again"
+            )
 
     @property
     def clients(self) -> int:
@@ -54,7 +69,12 @@ class TrainedModel:
         return self._simulation.method
 
     def build_model(self) -> Model:
-        """Return the task's model, with its initial values."""
+        """Return the task's model, with its initial values.
+
+        Raises:
+            ConfigError: code or files of the run have changed since it was trained.
+        """
+        self._check_code()
         return make_problem(self.run, self._data, torch.device("cpu"), torch.float32, self._results).build_model()
 
     def view(self, client: int, argument: str = "client") -> View:

@@ -53,7 +53,9 @@ def run(
             {"extends": "digits_rotate", "rounds": 20}; or a `Task` object. In a dictionary, `model` may be a function
             in a file that builds a torch.nn.Module.
         variant: the name of a variant; a dictionary with the name and hyper-parameters, such as
-            {"name": "floral_1", "rank": 2}; or a `Variant` object.
+            {"name": "floral_1", "rank": 2}; a `Variant` object; or a function `build` of a method in a file, also as
+            {"build": function, "name": "mine", "rate": 0.1}. The arguments of the function, after the first one, are
+            the hyper-parameters.
         seed: a whole number of at least 0, from which all random numbers follow.
         data: what replaces the data of the task: the name of a data set; a dictionary with the keys of `data`; or
             arrays. Arrays are {"x": x, "y": y}, or {"train_x": …, "train_y": …, "test_x": …, "test_y": …}. x is
@@ -113,7 +115,7 @@ def _prepare(run: Run, results: Path, data_dir: Path | None) -> None:
         fetch(data, results, data_dir)
     from floral.stages import check_model
 
-    check_model.check([run], results)
+    check_model.check([run], results, PLACE)
     if not (results / run.partition.folder / "partition.parquet").exists():
         partition(run.partition, results, run.task)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from floral.check import methods, models, tasks
 from floral.check.outcomes import printed
@@ -28,18 +29,25 @@ def check_method(name: str) -> int:
     return _concluded(f"method {name}", failures)
 
 
-def check_model(name: str, shape: Sequence[int] | None, outputs: int | None) -> int:
+def check_model(
+    name: str,
+    shape: Sequence[int] | None,
+    outputs: int | None,
+    arguments: Mapping[str, Any] = {},
+    inputs: Mapping[str, str] = {},
+) -> int:
     """Check a model: a file in models/, or <file.py>:<function>. Print the outcomes, and return how many are broken.
 
-    `shape` is the shape of a sample; without it, common shapes are tried.
+    `shape` is the shape of a sample; without it, common shapes are tried. `arguments` and `inputs` are as in the key
+    `model` of a task's file.
 
     Raises:
         ConfigError: no model, file or function has this name.
     """
     set_threads(1)
-    keys = models.keys_of(name)
-    arguments = ", ".join(f"{key}: {value}" for key, value in keys.items() if key != "kind")
-    title = f"model {name}" if ":" in name else f"model {name} ({plugins.file('models', name)}; {arguments})"
+    keys = models.keys_of(name, arguments, inputs)
+    shown = ", ".join(f"{key}: {value}" for key, value in keys.items() if key != "kind")
+    title = f"model {name}" if ":" in name else f"model {name} ({plugins.file('models', name)}; {shown})"
     facts = models.Facts()
     failures = printed(title, models.checks(keys, tuple(shape) if shape else None, outputs, facts))
     for row, text in models.summary(facts).items():

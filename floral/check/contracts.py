@@ -130,11 +130,12 @@ def training_changes_predictions(make: Make, **how: Any) -> None:
 def global_only_is_true(make: Make, global_only: bool, **how: Any) -> None:
     """The key `global_only` is true exactly if all clients are served the same model."""
     simulation = make(rounds=5, **how)
-    state, alike = simulation.start(), True
-    for round in range(1, simulation.settings.rounds + 1):
+    state, alike, round = simulation.start(), True, 0
+    while alike and round < simulation.settings.rounds:
+        round += 1
         simulation.train(state, round)
         first, *rest = served(simulation, state)
-        alike = alike and all(torch.equal(first, outputs) for outputs in rest)
+        alike = all(torch.equal(first, outputs) for outputs in rest)
     if alike != global_only:
         observed = "the same" if alike else "different"
         raise Broken(f"`global_only` is {str(global_only).lower()}, but clients are served {observed} models")

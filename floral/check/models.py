@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -45,13 +45,17 @@ class Facts:
     """Backend → why it cannot be used."""
 
 
-def keys_of(name: str) -> dict[str, Any]:
+def keys_of(
+    name: str,
+    arguments: Mapping[str, Any] = {},
+    inputs: Mapping[str, str] = {},
+) -> dict[str, Any]:
     """Return the keys of a task's `model`, for the name of a file in models/ or for <file.py>:<function>.
 
-    Arguments without a default get small values.
+    `arguments` and `inputs` are as in a task. Arguments of a file in models/ that have no default get small values.
 
     Raises:
-        ConfigError: no model, file or function has this name.
+        ConfigError: no model, file or function has this name, or `inputs` are named for a file in models/.
     """
     if ":" in name:
         try:
@@ -60,10 +64,13 @@ def keys_of(name: str) -> dict[str, Any]:
             raise ConfigError(str(error)) from None
         except NotBuilt:
             pass  # the import fails, which the checks report
-        return {"kind": "module", "build": name}
+        named = {"arguments": dict(arguments), "inputs": dict(inputs)}
+        return {"kind": "module", "build": name, **{key: values for key, values in named.items() if values}}
     if name not in (names := plugins.names("models")):
         raise suggest("model", name, names, "models (for a torch.nn.Module, give FILE.py:FUNCTION)")
-    return {"kind": name, **example_arguments(name)}
+    if inputs:
+        raise ConfigError(f"--inputs: the model {name} gets the samples as they are; remove this option")
+    return {"kind": name, **example_arguments(name), **arguments}
 
 
 def checks(
@@ -101,13 +108,16 @@ def checks(
         tried += [(candidate, True) for candidate in ([shape] if shape else [TOKENS]) if len(candidate) == 1]
         for candidate, text in tried:
             data = make_data(shape=candidate, outputs=classes, text=text)
+            if "inputs" in model:  # token ids are not divided by a scale
+                data = replace(data, scale=1)
             try:
                 simulation = simulate("fedavg", data, model=model, text=text)
                 contracts.outputs_have_the_right_shape(lambda: simulation, classes, candidate if text else ())  # noqa: B023
             except Exception as error:  # a model of the user may fail in any way for a shape that it is not for
                 reason = _reason(error)
                 if isinstance(error.__context__, NotBuilt):
-                    raise Broken(reason) from None
+                    option = "; here they are --arguments '{name: value}'" if "`arguments`" in reason else ""
+                    raise Broken(reason + option) from None
                 if isinstance(error.__context__, WrongOutputs):
                     wrong_outputs[reason] = error.__context__
                 reasons.append(f"{'text ' if text else ''}{list(candidate)}: {reason}")

@@ -344,7 +344,9 @@ def check(arguments: Namespace, settings: Settings) -> int:
 
     failures = {
         "method": lambda: check_method(arguments.name),
-        "model": lambda: check_model(arguments.name, arguments.shape, arguments.outputs),
+        "model": lambda: check_model(
+            arguments.name, arguments.shape, arguments.outputs, arguments.arguments, arguments.inputs
+        ),
         "task": lambda: check_task(arguments.name, settings.results, settings.data_dir),
     }[arguments.kind]()
     return 1 if failures else 0

@@ -199,6 +199,14 @@ def _add_check(check: argparse.ArgumentParser) -> None:
                 help="shape of a sample, such as 32 32 3 (default: the first of common shapes that fits)",
             )  # fmt: skip
             sub.add_argument("--outputs", type=_positive(int), metavar="N", help="number of outputs (default: 5)")
+            sub.add_argument(
+                "--arguments", type=_mapping, default={}, metavar="YAML",
+                help="arguments of the model, as in a task's file: '{hidden: 8}'",
+            )  # fmt: skip
+            sub.add_argument(
+                "--inputs", type=_mapping, default={}, metavar="YAML",
+                help="inputs of a module, as in a task's file: '{input_ids: ids}'",
+            )  # fmt: skip
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:
@@ -272,6 +280,21 @@ def _port(text: str) -> int:
     if not (text.isdecimal() and 1 <= int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"{text!r} is not the number of a port; give one from 1024 to 65535")
     return int(text)
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    """Return the mapping that a text in YAML is."""
+    import yaml
+
+    from floral.config.reading import load_yaml
+
+    try:
+        value = load_yaml(text)
+    except (yaml.YAMLError, ValueError):
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no mapping; write '{{name: value}}', with quotes around it")
+    return value
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], Any]:

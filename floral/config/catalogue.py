@@ -10,7 +10,7 @@ import ast
 import re
 from collections.abc import Mapping
 from functools import cache, reduce
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, create_model
 
@@ -18,7 +18,7 @@ from floral.config import layers, networks, paths, plugins
 from floral.config.layers import names
 from floral.config.reading import ConfigError, merge, parse, suggest
 from floral.config.schema.base import Frozen
-from floral.config.schema.method import STATEMENTS, MethodFile, Parameter, Variant
+from floral.config.schema.method import STATEMENTS, MethodFile, Parameter, ServerSees, Variant, VariantEntry
 from floral.config.schema.suite import Fidelity, Suite, Switch
 from floral.config.schema.task import PREPARATION, Model, Task
 
@@ -209,6 +209,8 @@ def method_file(name: str) -> MethodFile:
         ConfigError: a value is wrong, the method has no module in floral/methods, or one of its parameters has the same
             name as a parameter that is common to all methods.
     """
+    if plugins.is_in_file(name):
+        return _method_in_file(name)
     path = layers.file(f"methods/{name}.yaml")
     parsed: MethodFile = parse(MethodFile, layers.read(f"methods/{name}.yaml"), str(path))
     if name not in (modules := plugins.names("methods")):
@@ -220,6 +222,45 @@ def method_file(name: str) -> MethodFile:
             "give this parameter another name"
         )
     return parsed.model_copy(update={"parameters": {**parsed.parameters, **common_parameters()}})
+
+
+def _method_in_file(name: str) -> MethodFile:
+    """Return the description of a method that is a function in a file: its arguments are the hyper-parameters.
+
+    The file is not imported, because this would import torch, which is slow.
+
+    Raises:
+        ConfigError: the function is missing, or an argument has no default that is a number, a word or a truth value.
+    """
+    path, function = plugins.file("methods", name), name.rpartition(":")[2]
+    try:
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ConfigError(f"{path}: this file cannot be read: {error}; correct it") from None
+    definition = next((node for node in body if isinstance(node, ast.FunctionDef) and node.name == function), None)
+    if definition is None:
+        raise ConfigError(f"{path}: this file has no function {function}; write it, or correct the name")
+    arguments = definition.args
+    optional = [*arguments.posonlyargs, *arguments.args][1:]  # the first one is the problem
+    missing = [None] * (len(optional) - len(arguments.defaults))
+    defaults = [*missing, *arguments.defaults][-len(optional) :] if optional else []
+    parameters: dict[str, Parameter] = {}
+    for argument, default in zip([*optional, *arguments.kwonlyargs], [*defaults, *arguments.kw_defaults], strict=True):
+        try:
+            value = None if default is None else ast.literal_eval(default)
+        except ValueError:
+            value = None
+        if not isinstance(value, bool | int | float | str) or argument.arg in common_parameters():
+            raise ConfigError(
+                f"{path}: {function}: {argument.arg}: give this argument a default that is a number, a word, true or "
+                f"false, and a name that is none of {', '.join(common_parameters())}"
+            )
+        parameters[argument.arg] = Parameter(default=value, doc=f"argument of {function}")
+    what, _, more = (ast.get_docstring(definition) or function).partition("\n")
+    return MethodFile(
+        family="Own", source=name, what=(what, " ".join(more.split())), server_sees=get_args(get_args(ServerSees)[0]),
+        parameters={**parameters, **common_parameters()}, variants={function: VariantEntry(title=function)},
+    )  # fmt: skip
 
 
 @cache
@@ -266,11 +307,28 @@ def variant(name: str, change: Mapping[str, Any] | None = None, where: str | Non
         raise suggest("variant", name, index, str(paths.CONFIG_FOLDER / "methods"), published_names())
     method = index[name]
     entry_place = f"{layers.file(f'methods/{method}.yaml')}: variants.{name}"
-    file = method_file(method)
-    entry = file.variants[name]
+    return _variant(name, method, method_file(method).variants[name], change or {}, entry_place, where)
+
+
+def variant_in_file(name: str, method: str, change: Mapping[str, Any], where: str) -> Variant:
+    """Return a variant of a method that is a function in a file, <file.py>:<function>.
+
+    Raises:
+        ConfigError: the name is that of another variant, the function cannot be a method, or a parameter is wrong.
+    """
+    check_name("variant", name, where)
+    if name in variant_index():
+        raise ConfigError(f"{where}: {name!r} is the name of another variant; give the method another `name`")
+    return _variant(name, method, VariantEntry(title=name), change, where, where)
+
+
+def _variant(
+    name: str, method: str, entry: VariantEntry, change: Mapping[str, Any], entry_place: str, where: str | None
+) -> Variant:
+    index, file = variant_index(), method_file(method)
     params = {key: parameter.default for key, parameter in file.parameters.items()}
-    place_of = dict.fromkeys((*params, *entry.set), entry_place) | dict.fromkeys(change or {}, where or entry_place)
-    for key, value in {**params, **entry.set, **(change or {})}.items():
+    place_of = dict.fromkeys((*params, *entry.set), entry_place) | dict.fromkeys(change, where or entry_place)
+    for key, value in {**params, **entry.set, **change}.items():
         if key not in file.parameters:
             raise suggest("parameter", key, file.parameters, place_of[key])
         try:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from floral.config import catalogue, paths
+from floral.config import catalogue, paths, plugins
 from floral.config.reading import ConfigError, read
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +65,8 @@ def files(method: str, model: str) -> tuple[str, ...]:
     def is_used(path: str) -> bool:
         return not _is_adaptor_kind(path) or ANY_LAYER in layers or not layers.isdisjoint(_layers(path))
 
-    return tuple(sorted(filter(is_used, _closure([_file_of(f"floral.methods.{method}"), *model_files]))))
+    of_method = method.rpartition(":")[0] if plugins.is_in_file(method) else _file_of(f"floral.methods.{method}")
+    return tuple(sorted(filter(is_used, _closure([of_method, *model_files]))))
 
 
 def _closure(paths: list[str]) -> set[str]:
@@ -201,8 +202,8 @@ def _module_of(path: str) -> str:
 
 
 def _place(path: str) -> Path:
-    """Return where a file or folder of code lies: in the study, or else below ROOT."""
-    return (paths.STUDY if path.startswith(STUDY_FOLDERS) else ROOT) / path
+    """Return where a file or folder of code lies: below ROOT if it is of the package floral, or else in the study."""
+    return ROOT / path if path.startswith("floral/") else paths.in_study(path)
 
 
 def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:

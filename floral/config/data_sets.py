@@ -5,6 +5,7 @@ A data set is an entry of config/data.lock, or custom data, which are the user's
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,6 @@ CUSTOM_PREFIX = "own-"
 """Start of the name of the folder that stores custom data. A hash follows."""
 CUSTOM_VERSION = 4
 """Version of the readers of custom data. Increase it when the readers return other samples from the same files."""
-CUSTOM_ADVICE = "put it there, or name another in `data.path` of the task"
-"""Remedy in messages about missing custom data. "It" is the file or folder that the message names."""
 
 
 @cache
@@ -63,10 +62,10 @@ def data_set(data: str | CustomData) -> DataSet:
     """
     if isinstance(data, str):
         return data_lock()[data]
-    path = custom_path(data)
+    path, custom = custom_path(data), _custom_files(data)
     return DataSet(
         title=f"Custom data, {data.kind} {path.name}", reader=data.kind, options=data.options, own=True,
-        files=tuple(DataFile(path=str(file), sha256=_content(file)[0]) for file in _custom_files(data)),
+        files=tuple(DataFile(path=str(file), sha256=_content(file, key)[0]) for file, key in custom.items()),
     )  # fmt: skip
 
 
@@ -93,19 +92,41 @@ def stored_data(data: str | Synthetic | CustomData) -> str | Synthetic:
     return CUSTOM_PREFIX + hash8([CUSTOM_VERSION, entry.reader, dict(entry.options), content])
 
 
+def custom_advice(key: str) -> str:
+    """Return the remedy for missing custom data, which the key `key` of the task names.
+
+    "It" is the file or folder that the message names.
+    """
+    return f"put it there, or name another in `{key}` of the task"
+
+
 def why_unreadable(data: CustomData) -> str | None:
     """Return why custom data (the user's own files) cannot be read, with the remedy, or None if they can be read."""
-    return next((why for file in _custom_files(data) if (why := _content(file)[1])), None)
+    return next((why for _, why in _unreadable(data)), None)
 
 
-def _custom_files(data: CustomData) -> list[Path]:
-    """Return the file or folder of custom data, and then the files of its tokenizer if it has one."""
-    if data.tokenizer is None:
-        return [custom_path(data)]
-    return [
-        custom_path(data),
-        *(_absolute(data.tokenizer) / name for name in (pretrained.TOKENIZER, pretrained.CONFIG)),
-    ]
+def unreadable_key(data: CustomData) -> str:
+    """Return the key of `data` that names the file or folder of `why_unreadable`."""
+    return next(key for key, _ in _unreadable(data))
+
+
+def _unreadable(data: CustomData) -> Iterator[tuple[str, str]]:
+    """Yield the key in `data` and the reason of each file or folder that cannot be read."""
+    for file, key in _custom_files(data).items():
+        if why := _content(file, key)[1]:
+            yield key, why
+
+
+def _custom_files(data: CustomData) -> dict[Path, str]:
+    """Return the file or folder of custom data, and then the files of its tokenizer if it has one.
+
+    Each has the key in `data` that names it.
+    """
+    tokenizer_files = () if data.tokenizer is None else (pretrained.TOKENIZER, pretrained.CONFIG)
+    return {
+        custom_path(data): "path",
+        **{_absolute(str(data.tokenizer)) / name: "tokenizer" for name in tokenizer_files},
+    }
 
 
 def custom_path(data: CustomData) -> Path:
@@ -121,19 +142,24 @@ def _absolute(name: str) -> Path:
 
 
 @cache
-def _content(path: Path) -> tuple[str | None, str | None]:
+def _content(path: Path, key: str) -> tuple[str | None, str | None]:
     """Return the SHA-256 of a file or folder and None, or None and the reason why it cannot be read.
+
+    `key` is the key of `data` that names it.
 
     The result is cached. So if the files change while a command runs, only the next command notices this.
     """
     try:
         if not path.exists():
-            return None, f"{path} does not exist; remedy: {CUSTOM_ADVICE}"
+            return None, f"{path} does not exist; remedy: {custom_advice(f'data.{key}')}"
         return files.content_sha256(path), None
     except files.NotPlain as error:
         return None, str(error)
     except OSError as error:
-        return None, f"{error.filename or path} cannot be read: {error.strerror}; remedy: {CUSTOM_ADVICE}"
+        return (
+            None,
+            f"{error.filename or path} cannot be read: {error.strerror}; remedy: {custom_advice(f'data.{key}')}",
+        )
 
 
 def data_digest(data: str | Synthetic | CustomData) -> str | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
-import importlib.util
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from floral.config import code, networks, paths, plugins, pretrained
+from floral.config import code, networks, own_code, paths, plugins, pretrained, source_packages
 from floral.config.hashing import hash8
+from floral.config.reading import ConfigError
 from floral.config.schema.task import Model
 from floral.io.files import NotPlain, content_sha256
 
@@ -29,10 +30,10 @@ def is_of_user(model: Model) -> bool:
 def identity(model: Model) -> dict[str, Any]:
     """Return the values of a model that determine the results of a run.
 
-    The content of the file of weights replaces its path. For `kind: module`, the content of the user's file is added,
-    or the version of the package. For a pretrained model in a folder, the content of the folder replaces its path. For
-    `kind: huggingface`, the version of transformers is added. The files of a network in config/data.lock count with the
-    hashes there. A file that cannot be read counts with its path.
+    The content of the file of weights replaces its path. For `kind: module`, the code of the user's file or package is
+    added, or the version of an installed package. For a pretrained model in a folder, the content of the folder
+    replaces its path. For `kind: huggingface`, the version of transformers is added. The files of a network in
+    config/data.lock count with the hashes there. A file that cannot be read counts with its path.
     """
     values = model.all_keys
     if model.weights is not None:
@@ -44,6 +45,20 @@ def identity(model: Model) -> dict[str, Any]:
         version = [content("transformers")] if model.kind == "huggingface" else []
         values["path"] = [*version, *_folder(str(values["path"]))]
     return values
+
+
+def method_identity(method: str) -> str | list[str]:
+    """Return the name of a method. For <file.py>:<function>, return the function and a digest of the file's code."""
+    place, _, function = method.rpartition(":")
+    return [function, content(place)] if plugins.is_in_file(method) else method
+
+
+def places(model: Model) -> list[str]:
+    """Return what a model of the user names: its code with what this imports, its file of weights, or its folder."""
+    keys = model.all_keys
+    code_of = [f"{str(keys['build']).rpartition(':')[0]} (or what it imports)"] if model.kind == "module" else []
+    version = ["the version of transformers"] if model.kind == "huggingface" else []
+    return [*code_of, *(str(keys[key]) for key in networks.KEYS if keys.get(key) is not None), *version]
 
 
 def _weights(name: str) -> str:
@@ -78,33 +93,39 @@ def _sha256(path: Path, changed: int, size: int) -> str:
 
 
 def content(place: str) -> str:
-    """Return a digest of the code of <file.py>, or the name and version of the package of <package.module>.
+    """Return what identifies the code of <file.py> or <package.module>: a digest, or the version of a package.
 
-    Comments and docstrings do not count. Files and packages in the same folder that the file imports count too. A
-    package without a version counts with the code of its module.
+    A package that was installed has a version. A digest covers the module and the modules that it imports: those in the
+    folder of the file, and those of packages whose code can change without a new version. These are packages in a
+    source folder (`pip install -e`, PYTHONPATH), and the module's package if it has no version. Comments and
+    docstrings do not count.
     """
     if place.endswith(".py"):
-        return _digest(paths.in_study(place).absolute())
+        path = paths.in_study(place).absolute()
+        beside = with_imports(path.resolve())
+        named = [name for file in beside for name in source_packages.imported(file, None)]
+        others = [name for name in named if not own_code.is_in_folder(name.partition(".")[0], path.resolve().parent)]
+        return _digest([*beside, *source_packages.files(others)]) if beside else str(path)
     package = place.partition(".")[0]
-    try:
-        return f"{place} {importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
-        pass  # no installed distribution has this name, so the source code is read
-    try:
-        spec = importlib.util.find_spec(package)
-    except ValueError:
-        spec = None
-    for folder in (spec and spec.submodule_search_locations) or ():
-        inner = Path(folder).joinpath(*place.split(".")[1:])
-        for path in (inner.with_suffix(".py"), inner / "__init__.py"):
-            if path.is_file():
-                return _digest(path)
-    return _digest(Path(spec.origin)) if spec and spec.origin else place
+    if not source_packages.is_source(package):
+        try:
+            return f"{place} {importlib.metadata.version(package)}"
+        except importlib.metadata.PackageNotFoundError:
+            pass  # no installed distribution has this name, so the source code is read
+    files = source_packages.files([place], package)
+    return _digest(files) if files else place
 
 
-def _digest(path: Path) -> str:
-    files = with_imports(path)
-    return hash8([code.digest(str(file)) for file in files]) if files else str(path)
+def _digest(files: Iterable[Path]) -> str:
+    return hash8([_code(file) for file in files])
+
+
+def _code(file: Path) -> str:
+    """Return the digest of the code of a file, or of its bytes if it is not valid Python."""
+    try:
+        return code.digest(str(file))
+    except (ConfigError, ValueError):
+        return sha256(file)
 
 
 def with_imports(path: Path) -> list[Path]:
@@ -124,7 +145,10 @@ def with_imports(path: Path) -> list[Path]:
             return []
         files_read.add(file)
         names = [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
-        names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                is_of_folder = node.level > 0 and file.parents[node.level - 1] == path.parent
+                names += [node.module] if node.module else [name.name for name in node.names] if is_of_folder else []
         for name in {name.partition(".")[0] for name in names}:
             beside = path.parent / f"{name}.py"
             todo += [beside] if beside.is_file() else []

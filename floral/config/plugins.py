@@ -15,8 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from floral.config import layers, paths, reading
+from floral.config import layers, own_code, paths, reading
 from floral.config.reading import ConfigError
+from floral.core.errors import in_user_code
 
 FLORAL = Path(__file__).parents[1]
 
@@ -59,8 +60,20 @@ def _check_replacement(kind: str, name: str) -> None:
         )
 
 
+def is_in_file(name: str) -> bool:
+    """Return whether a method is named as <file.py>:<function>, and not by a file in a folder `methods`."""
+    return ":" in name
+
+
+def is_known(kind: str, name: str) -> bool:
+    """Return whether there is a method or model with this name. A method may also be named as <file.py>:<function>."""
+    return file(kind, name).is_file() if is_in_file(name) else name in names(kind)
+
+
 def file(kind: str, name: str) -> Path:
     """Return the Python file of a method or model. If there is none, return the place where the user can write it."""
+    if is_in_file(name):
+        return paths.in_study(name.rpartition(":")[0])
     existing = [path for folder in folders(kind) if (path := folder / f"{name}.py").exists()]
     in_study = kind in paths.CODE_FOLDERS and len(layers.folders()) > 1
     path = existing[0] if existing else (paths.STUDY if in_study else FLORAL) / kind / f"{name}.py"
@@ -68,10 +81,16 @@ def file(kind: str, name: str) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
+def file_of_study() -> Path | None:
+    """Return a Python file in the folders `methods` and `models` of the study, or None if they have none."""
+    files = [path for kind in paths.CODE_FOLDERS for path in sorted((paths.STUDY / kind).glob("*.py"))]
+    return next((path for path in files if path.stem != "__init__"), None)
+
+
 def is_of_study(kind: str, name: str) -> bool:
     """Return whether a method or model has its Python file in the study."""
     *of_study, _ = folders(kind)
-    return any((folder / f"{name}.py").exists() for folder in of_study)
+    return is_in_file(name) or any((folder / f"{name}.py").exists() for folder in of_study)
 
 
 def builder(kind: str, name: str) -> Callable[..., Any]:
@@ -81,6 +100,8 @@ def builder(kind: str, name: str) -> Callable[..., Any]:
         ConfigError: a file of the study cannot be imported, or has no function `build`.
     """
     path = file(kind, name)
+    if is_in_file(name):
+        return _function_in_file(path, name.rpartition(":")[2])
     try:
         module = importlib.import_module(f"floral.{kind}.{name}")
     except Exception as error:
@@ -90,6 +111,16 @@ def builder(kind: str, name: str) -> Callable[..., Any]:
     if not callable(build := getattr(module, "build", None)):
         raise without_build(kind, path)
     return build
+
+
+def _function_in_file(path: Path, function: str) -> Callable[..., Any]:
+    try:
+        module = own_code.from_file(path)
+    except (Exception, SystemExit) as error:  # the code of the user may fail in any way
+        raise ConfigError(f"{path}: the import fails: {in_user_code(error)}; correct it") from error
+    if not callable(built_by := getattr(module, function, None)):
+        raise ConfigError(f"{path}: this file has no function {function}; write it, or correct the name")
+    return built_by
 
 
 def without_build(kind: str, path: Path) -> ConfigError:

@@ -129,6 +129,7 @@ class Run(Frozen):
         variant = self.variant.model_dump(mode="json", include={"name", "method", "params"})
         parameters = catalogue.method_file(self.variant.method).parameters
         later = {name: parameter.default for name, parameter in parameters.items() if parameter.later}
+        variant["method"] = own_model.method_identity(self.variant.method)
         params = variant["params"].items()
         variant["params"] = {name: value for name, value in params if name not in later or value != later[name]}
         rules = self.fidelity.model_dump(mode="json")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from floral.config import layers, paths, reading
+from floral.config import layers, paths, plugins, reading
 from floral.config.plugins import INTERFACE_VERSION
 from floral.config.reading import ConfigError
 from floral.config.run import Run
@@ -169,7 +169,7 @@ class Settings(Frozen):
     slurm: Slurm = Field(default=Slurm(), description="Resources that jobs request from a SLURM cluster.")
     interface: int | None = Field(
         default=None,
-        description="Version of the interface for which the study's code was written; null: not checked.",
+        description="Version of the interface for which the study's files in methods/ and models/ were written.",
     )
 
     @field_validator("interface")
@@ -297,7 +297,7 @@ def read_settings(command_line: Mapping[str, Any] | None = None, *, outside: boo
     the file. With `outside`, a folder without this file also has settings: those of the package.
 
     Raises:
-        ConfigError: the file is missing, or a value is wrong.
+        ConfigError: the file is missing, a value is wrong, or `interface` is missing in a study with code.
     """
     path = layers.file("config.yaml") if outside else paths.CONFIG_FOLDER / "config.yaml"
     if not path.exists():
@@ -310,6 +310,11 @@ def read_settings(command_line: Mapping[str, Any] | None = None, *, outside: boo
     environment = {key: name for key, name in ENVIRONMENT.items() if os.environ.get(name) and key not in typed}
     values |= {key: os.environ[name] for key, name in environment.items()}
     settings: Settings = reading.parse(Settings, values, str(path) if command_line is None else f"{path} or --config")
+    if settings.interface is None and path.is_relative_to(paths.CONFIG_FOLDER) and (file := plugins.file_of_study()):
+        raise ConfigError(
+            f"{path}: interface: this key is missing, but {file} uses floral; write `interface: {INTERFACE_VERSION}`, "
+            "the interface of this version, or the version for which the file was written"
+        )
     of_file = {key: getattr(settings, key) for key in FOLDERS if key not in typed and key not in environment}
     settings = settings.model_copy(
         update={

@@ -208,7 +208,7 @@ def _custom(file: DataFile) -> RawFile:
     except OSError as error:
         raise DataError(
             f"{error.filename or location}: this file of custom data cannot be read: {error.strerror}\n"
-            f"  remedy: {data_sets.CUSTOM_ADVICE}"
+            f"  remedy: {data_sets.custom_advice('data')}"
         ) from None
     except files.NotPlain as error:
         raise DataError(str(error)) from None

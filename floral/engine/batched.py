@@ -30,6 +30,13 @@ from floral.engine.local import Chunk, Clients, Finished, Step, map_groups, with
 from floral.engine.state import Axes, dims
 from floral.nn.products import Leaf, PendingGradient, Tape
 
+MAX_RECORDED_SAMPLES = 1024
+"""A function of all samples of the clients is recorded if these are at most so many, because the recording keeps all
+tensors that it makes."""
+
+Samples = tuple[Tensor, Tensor, Tensor]
+"""Inputs x [m, n, ...], labels y [m, n, ...] and mask [m, n] of all samples of m clients."""
+
 
 @dataclass(frozen=True)
 class Backward:
@@ -113,7 +120,7 @@ class Batched(Clients):
         If the server needs only the sum of a parameter group, the values of single clients are not computed.
         """
         if self.needs_each_client:
-            return super().last(step, chunk, held)
+            return self._last_of_each(step, chunk, held)
         noted = self._noted(step)
         fused = [group for group in step.trained if self._fuses(group, step.axes)]
 
@@ -126,6 +133,34 @@ class Batched(Clients):
 
         key = ("last", step.phase, tuple(step.axes.items()))
         return self.captured(key, function, step.values, step.inputs, chunk.share, chunk.members)
+
+    def _last_of_each(self, step: Step, chunk: Chunk, held: Batch | None) -> tuple[Finished, Tensor]:
+        """Do what `last` does, with the values of each client after the step."""
+        stepped, axes, losses = self.step(step)
+
+        def function(
+            values: View, received: View, samples: Samples | None, share: Tensor, members: Tensor | None
+        ) -> Finished:
+            after, after_axes, clients = values, axes, Chunk(share, members)
+            if samples is not None:
+                here = replace(step, received=received)
+                after, after_axes = self.after_training(values, axes, here, Batch(*samples))
+            return self.finish(after, after_axes, clients, self.relative(after, after_axes, clients), {})
+
+        inputs = (stepped, step.received, None if held is None else samples_of(held), chunk.share, chunk.members)
+        if held is not None and not is_recorded(held):
+            return function(*inputs), losses
+        return self.captured(("end", step.phase, tuple(axes.items())), function, *inputs), losses
+
+    def assigned(self, values: View, axes: Axes, held: Batch) -> View:
+        """Return the PRIVATE values that the method's `assign` computes before local training."""
+        if not is_recorded(held):
+            return super().assigned(values, axes, held)
+
+        def function(values: View, samples: Samples) -> View:
+            return super(Batched, self).assigned(values, axes, Batch(*samples))
+
+        return self.captured(("assign", tuple(axes.items())), function, values, samples_of(held))
 
     def _finished(self, step: Step, backward: Backward, fused: list[str], chunk: Chunk) -> Finished:
         """Return the PRIVATE parameters of each client, and all other parameters as weighted sums over the clients.
@@ -299,3 +334,13 @@ def weighted(tensor: Tensor, axis: int | None, share: Tensor, by_cluster: Tensor
     if axis is None:
         return tensor * along(by_cluster.sum(0), tensor)
     return cluster_sum(by_cluster, tensor, fixed=False)
+
+
+def samples_of(held: Batch) -> Samples:
+    """Return the tensors of all samples of some clients."""
+    return held.x, held.y, held.mask
+
+
+def is_recorded(held: Batch) -> bool:
+    """Return whether a function of all samples of the clients is recorded."""
+    return held.mask.numel() <= MAX_RECORDED_SAMPLES

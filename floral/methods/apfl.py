@@ -6,7 +6,8 @@ import torch
 
 from floral.core.spec import Batch, Cost, Group, Method, Noise, Objective, Problem, Scope, View
 from floral.core.streams import Stream
-from floral.toolkit.parts import join_from, model_groups, personal_groups, predictor, with_loss
+from floral.toolkit.gradients import gradient_and_loss
+from floral.toolkit.parts import join_from, model_groups, personal_groups, predictor
 
 
 def build(problem: Problem, *, alpha: float) -> Method:
@@ -59,7 +60,7 @@ def step(
     The first step of a round is also one of the mixing weight α. The step of w uses the gradient of the loss of w
     alone. The steps of v and α use the gradients of the loss of the mixture α·v + (1 - α)·w.
     """
-    gradient = torch.func.grad(with_loss(objective), has_aux=True)
+    gradient = gradient_and_loss(objective)
     private = {name: trained[name] for name in ("personal", "alpha")}
     at_zero = {
         **fixed,
@@ -68,8 +69,8 @@ def step(
     }
     if "statistics" in fixed:
         at_zero["personal_statistics"] = fixed["statistics"]
-    of_w, (_, shared) = gradient({"base": trained["base"]}, at_zero, batch, noise)
-    of_private, (loss, changed) = gradient(private, {**fixed, "base": trained["base"]}, batch, noise)
+    of_w, _, shared = gradient({"base": trained["base"]}, at_zero, batch, noise)
+    of_private, loss, changed = gradient(private, {**fixed, "base": trained["base"]}, batch, noise)
     gradients = {**of_w, **of_private}
     moved = {
         group: {name: value - lr[group] * gradients[group][name] for name, value in params.items()}

@@ -4,6 +4,7 @@ import torch
 
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope, ServerStep
 from floral.core.streams import Stream
+from floral.toolkit.gradients import gradient
 from floral.toolkit.parts import join_from, model_groups, personal_groups, predictor, sample_losses
 
 
@@ -41,7 +42,7 @@ def build(problem: Problem, *, layers: int, rate: float, steps: int) -> Method:
 
         for _ in range(steps):
             present = mixture(view)
-            gradients = torch.func.grad(loss)({name: present[name] for name in mixed})
+            gradients = gradient(loss)({name: present[name] for name in mixed})
             moved = {
                 name: weight - rate * gradients[name] * (view["base"][name] - view["personal"][name])
                 for name, weight in view["weights"].items()

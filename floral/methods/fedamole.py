@@ -6,7 +6,7 @@ from torch import Tensor
 from floral.adaptors.aggregation import flatten
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.linear import LinearAdaptor
-from floral.adaptors.per_sample import gate_input, gated_adaptors, mixed_outputs
+from floral.adaptors.per_sample import each_output, gate_input, gated_adaptors, mixed_outputs
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Routing, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
 from floral.nn.layers import layer_params
@@ -88,10 +88,9 @@ def build(
             shares = torch.softmax(torch.where(view["assigned"][name] > 0, scores, -torch.inf), -1)
             weights = keep_largest(shares, top)
             record(name, read, shares, weights)
-            all_adaptors = [{key: t[j : j + 1] for key, t in factors.items()} for j in range(experts)]
             shared = {key: t[None] for key, t in layer_params(view["shared"], name).items()}
-            ones = torch.ones_like(weights[..., :1])
-            return None, mixed_outputs(part, [shared, *all_adaptors], torch.cat([ones, weights], -1), x)
+            outputs = [part.unmerged(shared, x.new_ones(1), x), *each_output(part, factors, x)]
+            return None, mixed_outputs(outputs, torch.cat([torch.ones_like(weights[..., :1]), weights], -1))
 
         logits, statistics = model(view["base"], view.get("statistics", {}), x, noise, mask, adapt)
         return logits, {"statistics": statistics} if statistics else {}

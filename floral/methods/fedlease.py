@@ -9,14 +9,22 @@ from torch import Tensor
 from floral.adaptors.aggregation import flatten, unflatten
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.linear import LinearAdaptor
-from floral.adaptors.per_sample import gate_input, gated_adaptors, mixed_outputs
+from floral.adaptors.per_sample import each_output, gate_input, gated_adaptors, mixed_outputs
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Routing, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
 from floral.nn.layers import layer_params
 from floral.toolkit.clustering import best_linkage, cluster_of_all
 from floral.toolkit.parts import distinct_starts, fedavg_phase, model_groups, phases_with_warmup, repeated_start
 from floral.toolkit.routes import ModelChoice
-from floral.toolkit.stages import UNSENT_FLAG, flag_removed, phases_of_stage, stage_ends, stage_group
+from floral.toolkit.stages import (
+    UNSENT_FLAG,
+    flag_removed,
+    memory_group,
+    phases_of_stage,
+    remember,
+    stage_ends,
+    stage_group,
+)
 
 
 def build(problem: Problem, *, base: str, warmup: float, local: float, experts: int, **adaptor: Any) -> Method:
@@ -56,10 +64,9 @@ def build(problem: Problem, *, base: str, warmup: float, local: float, experts: 
             part = adaptors.by_layer.get(name)
             if not isinstance(part, LinearAdaptor | ConvAdaptor):
                 return None, None
-            factors = layer_params(held, name)
             weights = expert_weights(gate_input(x) @ gate[name].mT, is_used, is_cluster)
-            parts = [{key: value[j : j + 1] for key, value in factors.items()} for j in range(experts)]
-            return None, mixed_outputs(part, parts, weights, adaptors.dropped(name, x, noise))
+            outputs = each_output(part, layer_params(held, name), adaptors.dropped(name, x, noise))
+            return None, mixed_outputs(outputs, weights)
 
         logits, statistics = adaptors.model(view["base"], view.get("statistics", {}), x, noise, mask, adapt)
         return logits, {"statistics": statistics} if statistics else {}
@@ -78,22 +85,19 @@ def build(problem: Problem, *, base: str, warmup: float, local: float, experts: 
         1 - cos(B_i, B_j). `best_linkage` chooses the number of clusters.
         """
         assert served.client_vectors is not None
-        memory = served.before["memory"]
-        memory["adaptor"][served.client_vectors.clients] = served.client_vectors.vectors
-        memory["present"][served.client_vectors.clients] = 1
+        vectors, present = remember(served, "adaptor", served.client_vectors.vectors)
         changed = {"choice": served.before["choice"], **flag_removed(served)}
         if stage_ends(served):
-            present = memory["present"] > 0
-            sent = unflatten(memory["adaptor"][present], start)
+            sent = unflatten(vectors, start)
             units = [F.normalize(sent[f"{layer}.B"].flatten(1), dim=1) for layer in adaptors.by_layer]
             labels = best_linkage(1 - torch.stack([of @ of.mT for of in units]).mean(0), experts)
-            members = F.one_hot(labels, experts).to(memory["adaptor"].dtype)
+            members = F.one_hot(labels, experts).to(vectors.dtype)
             weights = members / members.sum(0).clamp(min=1)
             exists = members.sum(0) > 0
             before = served.before["experts"]
             new = {n: torch.tensordot(weights.mT, t, 1) for n, t in sent.items()}
             new = {n: torch.where(along(exists, t), t, before[n]) for n, t in new.items()}
-            cluster_of = cluster_of_all(labels, memory["present"])
+            cluster_of = cluster_of_all(labels, present)
             used = {"experts": exists.sum().to(cluster_of.dtype).reshape(1)}
             changed |= {"choice": {"cluster": cluster_of}, "experts": new, "used": used}
         return changed
@@ -113,11 +117,7 @@ def build(problem: Problem, *, base: str, warmup: float, local: float, experts: 
             ),
             "choice": choice.group(clients),
             "used": Group(scope=Scope.FROZEN, init=lambda: {"experts": torch.zeros(1)}, statistic=True),
-            "memory": Group(
-                scope=Scope.FROZEN,
-                init=lambda: {"adaptor": torch.zeros(clients, size), "present": torch.zeros(clients)},
-                statistic=True,
-            ),
+            **memory_group("adaptor", clients, size),
             **stage_group(),
         },
         predict=predict,

@@ -9,7 +9,15 @@ from torch import Tensor
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Routing, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
 from floral.toolkit.parts import distinct_starts, head_name, model_groups, predictor
-from floral.toolkit.stages import UNSENT_FLAG, flag_removed, phases_of_stage, stage_ends, stage_group
+from floral.toolkit.stages import (
+    UNSENT_FLAG,
+    flag_removed,
+    memory_group,
+    phases_of_stage,
+    remember,
+    stage_ends,
+    stage_group,
+)
 
 SCALES = 1000
 """Number of scales that `simplex_points` tries."""
@@ -65,18 +73,15 @@ def build(problem: Problem, *, vertices: int, radius: float, projection: float) 
 
     def project(served: ServerView) -> View:
         assert served.client_vectors is not None
-        memory, before = served.before["memory"], served.before["corners"][name].flatten()
-        memory["update"][served.client_vectors.clients] = before - served.client_vectors.vectors
-        memory["present"][served.client_vectors.clients] = 1
+        before = served.before["corners"][name].flatten()
+        updates, present = remember(served, "update", before - served.client_vectors.vectors)
         points = served.before["point"]["weights"].clone()
         if stage_ends(served):
-            present = memory["present"] > 0
-            points[present] = simplex_points(memory["update"][present], vertices)
+            points[present > 0] = simplex_points(updates, vertices)
         return {"point": {"weights": points}, **flag_removed(served)}
 
     both = Phase(train=("base", "corners"))
     centre = torch.full((problem.clients, vertices), 1 / vertices)
-    memory = {"update": torch.zeros(problem.clients, size), "present": torch.zeros(problem.clients)}
     base = {key: value for key, value in models["base"].init().items() if key != name}
     return Method(
         groups={
@@ -85,7 +90,7 @@ def build(problem: Problem, *, vertices: int, radius: float, projection: float) 
             "corners": Group(scope=Scope.SHARED, init=lambda: start, lr=problem.lr),
             "point": Group(scope=Scope.PRIVATE, init=lambda: {"weights": centre}, statistic=True),
             **stage_group(),
-            "memory": Group(scope=Scope.FROZEN, init=lambda: memory, statistic=True),
+            **memory_group("update", problem.clients, size),
         },
         predict=lambda view, x, noise, mask: predict_at(view["point"]["weights"], view, x, noise, mask),
         phases=(

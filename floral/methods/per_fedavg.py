@@ -1,11 +1,10 @@
 """Per-FedAvg (arXiv 2002.07948): train a shared model that is good after one gradient step on a client's samples."""
 
-import torch
-
 from floral.core.spec import Cost, Method, Problem, Scope
 from floral.core.streams import Stream
+from floral.toolkit.gradients import gradient, gradient_and_loss
 from floral.toolkit.inner_steps import halves, moved
-from floral.toolkit.parts import model_groups, predictor, sample_losses, with_loss
+from floral.toolkit.parts import model_groups, predictor, sample_losses
 
 DELTA = 1e-3
 """δ, the step of the differences of gradients."""
@@ -29,16 +28,16 @@ def build(problem: Problem, *, alpha: float, hessian: str) -> Method:
 
     def step(objective, trained, fixed, batch, noise, lr):
         (first, second), w = halves(batch, noise), trained["base"]
-        gradients = torch.func.grad(with_loss(objective), has_aux=True)
+        gradients = gradient_and_loss(objective)
 
-        def gradient(w, half, statistics):
-            slopes, (loss, changed) = gradients({"base": w}, {**fixed, **statistics}, *half)
+        def gradient_of(w, half, statistics):
+            slopes, loss, changed = gradients({"base": w}, {**fixed, **statistics}, *half)
             return slopes["base"], changed, loss
 
-        inner, changed, _ = gradient(w, first, {})
-        update, changed, loss = gradient(moved(w, inner, alpha), second, changed)
+        inner, changed, _ = gradient_of(w, first, {})
+        update, changed, loss = gradient_of(moved(w, inner, alpha), second, changed)
         if differences:
-            ahead, behind = (gradient(moved(w, update, rate), first, {})[0] for rate in (-DELTA, DELTA))
+            ahead, behind = (gradient_of(moved(w, update, rate), first, {})[0] for rate in (-DELTA, DELTA))
             product = {name: (ahead[name] - behind[name]) / (2 * DELTA) for name in w}
             update = moved(update, product, alpha)
         return {"base": moved(w, update, lr["base"])}, changed, loss
@@ -48,7 +47,7 @@ def build(problem: Problem, *, alpha: float, hessian: str) -> Method:
             losses = sample_losses(problem.loss, plain({**view, "base": w}, samples.x, None, None)[0], samples.y)
             return (losses * samples.mask).sum() / samples.mask.sum().clamp(min=1)
 
-        return {"base": moved(view["base"], torch.func.grad(loss)(view["base"]), alpha)}
+        return {"base": moved(view["base"], gradient(loss)(view["base"]), alpha)}
 
     return Method(
         groups=model_groups(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),

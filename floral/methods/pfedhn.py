@@ -10,6 +10,7 @@ from torch import Tensor
 from floral.adaptors.aggregation import flatten, unflatten
 from floral.core.spec import Cost, Group, Method, Params, Phase, Problem, Refused, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
+from floral.toolkit.gradients import gradient
 from floral.toolkit.parts import head_name, model_groups, predictor, repeated_start
 
 
@@ -71,15 +72,25 @@ def build(problem: Problem, *, embedding: int, hidden: int, depth: int, rate: fl
 
     def after_training(view, received, held):
         before = view["embedding"]["before"]
-        vector, pullback = torch.func.vjp(lambda v: hypernetwork(view["hypernetwork"], v), before)[:2]
-        return {"embedding": {"now": before + rate * pullback(flatten(view["base"]) - vector)[0], "before": before}}
+        target = flatten(view["base"])
+
+        def progress(embedding):
+            vector = hypernetwork(view["hypernetwork"], embedding["v"])
+            return (vector * (target - vector).detach()).sum()
+
+        return {"embedding": {"now": before + rate * gradient(progress)({"v": before})["v"], "before": before}}
 
     def update(served: ServerView) -> View:
         assert served.client_vectors is not None
         at, share = served.client_vectors.clients, served.client_vectors.share
         phi, before = served.before["hypernetwork"], served.before["embedding"]["before"][at]
-        vectors, pullback = torch.func.vjp(lambda phi: hypernetwork(phi, before), phi)[:2]
-        slope = pullback(share[:, None] * (served.client_vectors.vectors - vectors))[0]
+        sent = served.client_vectors.vectors
+
+        def progress(phi):
+            vectors = hypernetwork(phi, before)
+            return (vectors * (share[:, None] * (sent - vectors).detach()).to(vectors.dtype)).sum()
+
+        slope = gradient(progress)(phi)
         return {"hypernetwork": {name: t + rate * slope[name] for name, t in phi.items()}}
 
     return Method(

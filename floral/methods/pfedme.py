@@ -6,13 +6,13 @@ import torch
 
 from floral.core.spec import Batch, Cost, Method, Noise, Objective, Problem, Refused, Scope, View
 from floral.core.streams import Stream
+from floral.toolkit.gradients import gradient_and_loss
 from floral.toolkit.parts import (
     begin_round_from,
     join_from,
     model_groups,
     personal_groups,
     personal_predictor,
-    with_loss,
 )
 
 
@@ -47,7 +47,7 @@ def build(problem: Problem, *, lam: float, inner_steps: int) -> Method:
         changed: View = {}
         losses = []
         for _ in range(inner_steps):
-            gradient, (loss, moved) = torch.func.grad(with_loss(objective), has_aux=True)(
+            gradient, loss, moved = gradient_and_loss(objective)(
                 {"personal": theta}, {**fixed, **changed}, batch, noise
             )
             changed, losses = {**changed, **moved}, [*losses, loss]

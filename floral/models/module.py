@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from floral.config import paths
+from floral.config import own_code, paths
 from floral.config.reading import closest
+from floral.core.errors import in_user_code
 from floral.core.spec import Refused
 from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Linear
 from floral.nn.model import Model
@@ -24,7 +21,7 @@ from floral.nn.modules.probe import WrongOutputs
 from floral.nn.modules.wrap import NotBuilt, wrap
 from floral.nn.norms import BatchNorm, GroupNorm, LayerNorm
 
-VERSION = 1
+VERSION = 2
 """Increase it when the same run gives other numbers."""
 
 
@@ -65,8 +62,15 @@ def build(
         inspect.signature(function).bind(**values)
     except TypeError as error:
         raise NotBuilt(f"{build} does not take these arguments: {error}; correct `arguments`") from None
+
+    def make() -> Any:
+        try:
+            return function(**values)
+        except (Exception, SystemExit) as error:  # the code of the user may fail in any way
+            raise NotBuilt(f"{build} fails: {in_user_code(error)}; correct this code") from error
+
     try:
-        model = wrap(lambda: function(**values), samples, outputs)
+        model = wrap(make, samples, outputs)
     except WrongOutputs as error:
         remedy = _remedy(build, accepted, arguments, outputs, error.module_outputs)
         raise WrongOutputs(f"{error}; {remedy}", error.module_outputs, "outputs" not in accepted) from None
@@ -139,32 +143,12 @@ def function_of(name: str) -> Callable[..., Any]:
         remedy = f"did you mean {Path(place).with_name(similar)}?" if similar else "correct the path"
         raise Unknown(f"`build: {name}`: there is no file {path}; {remedy}")
     try:
-        module = from_file(path) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:  # the code of the user may fail in any way
-        raise NotBuilt(f"`build: {name}`: the import fails: {type(error).__name__}: {error}; correct it") from error
+        module = own_code.from_file(path) if place.endswith(".py") else importlib.import_module(place)
+    except (Exception, SystemExit) as error:  # the code of the user may fail in any way
+        raise NotBuilt(f"`build: {name}`: the import fails: {in_user_code(error)}; correct it") from error
     built_by = reduce(lambda holder, part: getattr(holder, part, None), function.split("."), module)
     if not callable(built_by):
         similar = closest(function, [key for key, value in vars(module).items() if callable(value)])
         remedy = f"did you mean {similar}?" if similar else "correct the name"
         raise Unknown(f"`build: {name}`: {place} has no function {function}; {remedy}")
     return built_by
-
-
-def from_file(path: Path) -> ModuleType:
-    """Import a Python file. It may import other files of its folder."""
-    path = path.resolve(strict=True)
-    name = f"floral_own_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    finally:
-        sys.path.remove(str(path.parent))
-    return module

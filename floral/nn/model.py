@@ -87,6 +87,8 @@ class Model:
     """Layers that get adaptors. None: all for which there is a kind of adaptor, but embeddings only if they say so."""
     names: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     """Parameter or statistic → its name and shape in a file of weights, where they are not those of the model."""
+    aliases: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """Name in a file of weights → further names of the same parameter, which a module has several times (tied)."""
     unread: Collection[str] = ()
     """Names in a file of weights that the model does not need, such as counters of batches."""
     draws: bool = False

@@ -33,10 +33,12 @@ class BatchNorm:
     features: int
     epsilon: float = EPSILON
     momentum: float = MOMENTUM
+    affine: bool = True
+    """Whether the layer has a scale and a shift."""
 
     def init(self, stream: Stream) -> Params:
         del stream
-        return {"weight": torch.ones(self.features), "bias": torch.zeros(self.features)}
+        return identity_start(self.features) if self.affine else {}
 
     def statistics(self) -> Params:
         return {"mean": torch.zeros(self.features), "variance": torch.ones(self.features)}
@@ -48,6 +50,8 @@ class BatchNorm:
 
         If `mask` is None, the layer is evaluated: x is normalised with the running statistics, which do not change.
         """
+        if not self.affine:
+            params = {"weight": x.new_ones(self.features), "bias": x.new_zeros(self.features)}
         weight, bias = scale_and_shift(params, change)
         shape = (1, -1) + (1,) * (x.dim() - 2)
         axes = (0, *range(2, x.dim()))

@@ -36,7 +36,12 @@ class Unit:
 
     def minus(self, reference: str) -> str:
         """Return the title of a column with differences to a reference, or with ratios to it."""
-        return f"\u00f7 {reference}" if self.logarithmic else f"\u2212 {reference}, {self.difference}"
+        return f"divided by {reference}" if self.logarithmic else f"minus {reference}, {self.difference}"
+
+    @property
+    def worse(self) -> str:
+        """Which differences, or ratios, are those of a worse method."""
+        return "above 1: worse" if self.logarithmic else "negative: worse"
 
 
 def result_unit(configuration: Configuration) -> Unit:

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from floral.config import code, plugins, reading
-from floral.config.run import Run
+from floral.config import code, own_model, plugins, reading
+from floral.config.run import RESULTS_VERSION, Run
 from floral.core.units import run_count
 from floral.runs.state import is_finished, running
 
@@ -50,6 +50,28 @@ def outdated(runs: Iterable[Run], results: Path) -> dict[Path, list[str]]:
         if reasons := why_outdated(costs, run.variant.method, run.task.model.kind, run.precision):
             reasons_of[run.folder] = reasons
     return reasons_of
+
+
+def why_not_the_trained_model(run: Run, folder: Path) -> list[str]:
+    """Return why the code and files here may not be those with which a finished run was trained.
+
+    Its values were then trained in another model than the one that is built here. The hash of a run covers the content
+    of files. So if the hash in run.yaml differs from the hash of the same values now, a file has changed.
+    """
+    recorded, now = reading.read(folder / "run.yaml"), run.model_copy()
+    costs = folder / "costs.json"
+    content = json.loads(costs.read_text(encoding="utf-8")) if costs.exists() else {"code": {}}
+    reasons = why_outdated(content, run.variant.method, run.task.model.kind, run.precision)
+    if recorded["hash8"] == now.hash8:
+        return reasons
+    if recorded["partition"]["folder"] != str(now.partition.folder):
+        reasons.append("its data have changed or cannot be read")
+    versions = code.versions(run.variant.method, run.task.model.kind)
+    if (recorded["results_version"], recorded.get("versions", {})) != (RESULTS_VERSION, versions):
+        reasons.append("another version of floral, of its method or of its model trained it")
+    if not reasons and (files := own_model.places(run.task.model)):
+        reasons.append(f"{' or '.join(files)} has changed, or cannot be read")
+    return reasons or [f"its hash was {recorded['hash8']} and is now {now.hash8}"]
 
 
 def interrupted_by_other_code(runs: Iterable[Run], results: Path) -> dict[Path, list[str]]:
@@ -99,7 +121,7 @@ def stored_run(folder: Path) -> Run | None:
         run = Run.model_validate({key: values[key] for key in Run.model_fields if key in values})
     except ValidationError:  # keys of an earlier version
         return None
-    is_known = run.variant.method in plugins.names("methods") and run.task.model.kind in plugins.names("models")
+    is_known = plugins.is_known("methods", run.variant.method) and plugins.is_known("models", run.task.model.kind)
     return run if is_known else None
 
 

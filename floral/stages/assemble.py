@@ -14,6 +14,7 @@ import torch
 from floral.config import networks, plugins
 from floral.config.reading import ConfigError
 from floral.config.run import Run
+from floral.core.errors import in_user_code
 from floral.core.spec import Method, Noise, Optimiser, Problem, Refused
 from floral.core.streams import Stream
 from floral.data import augment, federation
@@ -98,7 +99,7 @@ def problem_of(
     def build_model(width: float = 1.0) -> Model:
         built = build(shape, outputs, **keys.arguments, width=width)
         stream = Stream(run.seed, "model")
-        return prepared(built, keys, task.base, width=width, stream=stream).moved(device, dtype)
+        return prepared(built, keys, task.base, shape=shape, width=width, stream=stream).moved(device, dtype)
 
     return Problem(
         build_model=build_model,
@@ -123,7 +124,7 @@ def build_method(run: Run, problem: Problem) -> Method:
     """Build the method of a run.
 
     Raises:
-        ConfigError: the method cannot be used for the task; the message has the reason.
+        ConfigError: the method cannot be used for the task, or its code in the study fails; the message has the reason.
     """
     try:
         if run.task.unseen and run.variant.params["statistics"] == "private":
@@ -132,11 +133,31 @@ def build_method(run: Run, problem: Problem) -> Method:
                 "private` needs; set `statistics: federated`"
             )
         method, local = method_of(run.variant, problem), run.task.local
+        if trains_nothing(method, problem):
+            raise Refused(
+                "the method trains nothing, because `freeze` names all parameters of the model; leave a layer out of "
+                "`freeze`, or use a method with adaptors"
+            )
         if local.optimiser == "sgd" or method.phases == ():
             return method
         return with_local_optimiser(method, AdamW(**local.model_dump(exclude={"optimiser"})))
     except Refused as reason:
         raise ConfigError(f"variant {run.variant.name} cannot be used for task {run.task.name}: {reason}") from None
+    except Exception as error:
+        if isinstance(error, ConfigError) or not plugins.is_of_study("methods", run.variant.method):
+            raise
+        raise ConfigError(
+            f"variant {run.variant.name}: `build` of {plugins.file('methods', run.variant.method)} fails: "
+            f"{in_user_code(error)}; correct this code"
+        ) from error
+
+
+def trains_nothing(method: Method, problem: Problem) -> bool:
+    """Return whether a method trains the parameters of a model of which all are frozen."""
+    if method.phases == () or problem.build_model().size:
+        return False
+    trained = method.trained if method.phases is None else [name for phase in method.phases for name in phase.train]
+    return not any(method.groups[name].init() for name in trained)
 
 
 def make_settings(run: Run) -> Settings:

@@ -47,7 +47,7 @@ def _store_custom(task: Task, data: CustomData, results: Path) -> None:
         ConfigError: the data cannot be read.
     """
     if why := data_sets.why_unreadable(data):
-        raise ConfigError(f"{place_of(task)}: `data.path`: {why}")
+        raise ConfigError(f"{place_of(task)}: `data.{data_sets.unreadable_key(data)}`: {why}")
     if (results / "data" / str(data_sets.stored_data(data)) / "card.json").exists():
         return
     from floral.data.sources import DataError
@@ -59,8 +59,10 @@ def _store_custom(task: Task, data: CustomData, results: Path) -> None:
         raise ConfigError(f"{place_of(task)}: `data`: {error}") from None
 
 
-def facts(task: Task, results: Path) -> dict[str, Any]:
+def facts(task: Task, results: Path, caller: str | None = None) -> dict[str, Any]:
     """Return what is known about the data set of a task: the content of its card.json.
+
+    `caller` is as in `place_of`.
 
     If card.json is missing, return only the number of classes from data.lock. A damaged card.json counts as missing,
     because `fetch` will write it again. The number of classes of data with ratings follows from the task.
@@ -76,7 +78,7 @@ def facts(task: Task, results: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError, KeyError):
         return {} if dataset.classes is None else {"classes": dataset.classes}
     if why:
-        raise ConfigError(f"{place_of(task)}: {why}")
+        raise ConfigError(f"{place_of(task, caller)}: {why}")
     return manifest if task.thresholds is None else {**manifest, "classes": len(task.thresholds) + 1}
 
 
@@ -107,10 +109,14 @@ def _check_fit(task: Task, facts: dict[str, Any]) -> None:
         raise ConfigError(f"{place_of(task)}: {why}")
 
 
-def place_of(task: Task) -> str:
-    """Return the path of a task's file for an error message.
+def place_of(task: Task, caller: str | None = None) -> str:
+    """Return where an error message says that a task is: the path of its file.
 
-    If the suite changes values of the task, a note in parentheses says so.
+    If a suite changes values of the task, a note in parentheses says so. `caller` is the Python function, if any, that
+    got the task: a task in no file, or one that differs from its file, is an argument of this function.
     """
-    changed = "" if catalogue.task(task.name) == task else " (as the suite changes it)"
-    return f"{layers.file(f'tasks/{task.name}.yaml')}{changed}"
+    is_in_file = task.name in catalogue.names("tasks")
+    changed = not is_in_file or catalogue.task(task.name) != task
+    if changed and (caller is not None or not is_in_file):
+        return f"{caller or 'floral.run'}: task"
+    return f"{layers.file(f'tasks/{task.name}.yaml')}{' (as the suite changes it)' if changed else ''}"

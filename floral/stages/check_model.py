@@ -13,7 +13,7 @@ from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.data import Synthetic
 from floral.config.schema.task import Task
-from floral.core.errors import first_line
+from floral.core.errors import first_line, in_user_code
 from floral.core.spec import Problem, Refused
 from floral.core.streams import Shapes
 from floral.stages.assemble import build_method, problem_of
@@ -23,11 +23,13 @@ EXAMPLES: dict[Any, Any] = {int: 8, float: 0.1, bool: False}
 """Values for arguments of a model that have no default, where only the shape of the samples matters."""
 
 
-def check(runs: Iterable[Run], results: Path) -> None:
+def check(runs: Iterable[Run], results: Path, caller: str | None = None) -> None:
     """Build the model and the method of each run, and apply the model to one sample without values (device "meta").
 
     Runs that differ only in the seed are checked once. Runs whose data or networks are not fetched are left out,
     because the shape of their samples or the values of their model are unknown.
+
+    `caller` is the Python function, if any, that got the runs. Messages name it as the place of a task in no file.
 
     Raises:
         ConfigError: a model or a method cannot be used for a task; the message names models that can.
@@ -35,40 +37,44 @@ def check(runs: Iterable[Run], results: Path) -> None:
     checked: set[str] = set()
     for run in runs:
         key = run.model_copy(update={"seed": 0}).model_dump_json()
-        sizes = None if key in checked or run.task.noop else sizes_of(run.task, results)
+        sizes = None if key in checked or run.task.noop else sizes_of(run.task, results, caller)
         checked.add(key)
         if sizes is not None:
             cluster = torch.arange(run.task.clients) % run.task.concepts
             problem = problem_of(run, *sizes, cluster, torch.device("cpu"), torch.float32, results)
-            _check_model(run.task, problem)
+            _check_model(run.task, problem, caller)
             build_method(run, problem)
 
 
-def sizes_of(task: Task, results: Path) -> tuple[tuple[int, ...], int] | None:
+def sizes_of(task: Task, results: Path, caller: str | None) -> tuple[tuple[int, ...], int] | None:
     """Return the shape of one sample and the number of outputs; None if the data or the networks are not fetched."""
     if isinstance(task.data, Synthetic):
         return (task.data.dimension,), task.data.outputs
-    sizes = facts(task, results)
+    sizes = facts(task, results, caller)
     fetched = all(card.exists() for card in networks.cards(task.model, results))
     if "shape" not in sizes or not sizes.get("classes") or not fetched:
         return None
     return tuple(sizes["shape"]), sizes["classes"]
 
 
-def _check_model(task: Task, problem: Problem) -> None:
+def _check_model(task: Task, problem: Problem, caller: str | None) -> None:
     """Raise ConfigError if the task's model cannot be built or applied to one sample."""
     try:
         model = problem.build_model()
         if model.start is None:  # otherwise, `build` has applied it
             _apply(model, problem.shape, problem.outputs)
-    except (Refused, RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:
+        of_user = plugins.is_of_study("models", task.model.kind)
+        if not of_user and not isinstance(error, Refused | RuntimeError | ValueError | TypeError | IndexError):
+            raise
+        reason = in_user_code(error) if of_user and not isinstance(error, Refused) else first_line(error)
         fitting = ""
         if task.model.kind != "module":  # who brings a module wants this one
             names = [name for name in plugins.names("models") if _fits(name, problem.shape, problem.outputs)]
             fitting = f"; models that fit: {', '.join(names) or 'none'}"
         raise ConfigError(
-            f"{place_of(task)}: model: {task.model.kind} cannot be used for samples of shape {list(problem.shape)}: "
-            f"{first_line(error)}{fitting}"
+            f"{place_of(task, caller)}: model: {task.model.kind} cannot be used for samples of shape "
+            f"{list(problem.shape)}: {reason}{fitting}"
         ) from None
 
 

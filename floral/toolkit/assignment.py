@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,22 +17,29 @@ def choose_clients(scores: Tensor, choices: int, least: int, most: int) -> Tenso
     softmax of the scores over the clients is the largest possible. Where the bounds do not fit the numbers, they are
     widened as little as possible. Scores that are not finite count as 0.
 
+    Every expert-client pair counts once for its expert and once for its client. The matrix of such bounds is totally
+    unimodular, so the linear program has a solution of whole numbers, and needs no search for one.
+
     Source: arXiv 2411.19128, and `optimize.py` of zyc140345/FedAMoLE.
     """
     from scipy.optimize import LinearConstraint, milp  # 0.2 s to import, and only this method needs it
-    from scipy.sparse import eye, kron
 
     experts, clients = scores.shape
     value = torch.softmax(scores.detach().cpu().double().nan_to_num(0.0, 0.0, 0.0), 1)
     average = experts * choices / clients
-    of_experts, of_clients = kron(eye(experts), [[1] * clients]), kron([[1] * experts], eye(clients))
+    fewest = np.array([choices] * experts + [min(least, int(average))] * clients)
+    largest = np.array([choices] * experts + [max(most, -int(-average // 1))] * clients)
     solution = milp(
         -value.flatten().numpy(),
-        integrality=1,
         bounds=(0, 1),
-        constraints=[
-            LinearConstraint(of_experts, choices, choices),
-            LinearConstraint(of_clients, min(least, int(average)), max(most, -int(-average // 1))),
-        ],
+        constraints=LinearConstraint(_counts(experts, clients), fewest, largest),
     )
     return torch.from_numpy(solution.x.round()).reshape(experts, clients).mT.to(scores)
+
+
+@cache
+def _counts(experts: int, clients: int) -> Any:
+    """Return the matrix [E + K, E·K] that counts the pairs of each expert, and then those of each client."""
+    from scipy.sparse import csc_array, eye, kron, vstack
+
+    return csc_array(vstack([kron(eye(experts), [[1] * clients]), kron([[1] * experts], eye(clients))]))

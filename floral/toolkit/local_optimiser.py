@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from floral.core.spec import LEARNING_RATE, LOCAL_STATE, Batch, Method, Noise, Objective, Params, Refused, View
-from floral.toolkit.parts import with_loss
+from floral.toolkit.gradients import gradient_and_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def with_local_optimiser(method: Method, optimiser: AdamW) -> Method:
         state, factor = fixed[LOCAL_STATE], noise[LEARNING_RATE]
         random = {name: drawn for name, drawn in noise.items() if name != LEARNING_RATE}
         rest = {group: params for group, params in fixed.items() if group != LOCAL_STATE}
-        gradients, (loss, changed) = torch.func.grad(with_loss(objective), has_aux=True)(trained, rest, batch, random)
+        gradients, loss, changed = gradient_and_loss(objective)(trained, rest, batch, random)
         gradients = method.preconditioned(gradients, {**rest, **trained})
         active, moved = batch.mask.any(), dict(trained)
         after = dict(state)

@@ -29,6 +29,7 @@ from floral.core.spec import (
 from floral.core.streams import Stream
 from floral.nn.layers import WEIGHT_LAYERS, Linear
 from floral.nn.model import Model
+from floral.toolkit.gradients import gradient_and_loss
 
 # ------------------------------------------------------------------------------------------ initial values
 
@@ -381,7 +382,7 @@ def sgd_step() -> LocalStep:
     def step(
         objective: Objective, trained: View, fixed: View, batch: Batch, noise: Noise, lr: Mapping[str, float]
     ) -> tuple[View, View, Tensor]:
-        gradients, (loss, changed) = torch.func.grad(with_loss(objective), has_aux=True)(trained, fixed, batch, noise)
+        gradients, loss, changed = gradient_and_loss(objective)(trained, fixed, batch, noise)
         moved = {
             group: {name: value - lr[group] * gradients[group][name] for name, value in params.items()}
             for group, params in trained.items()
@@ -389,20 +390,6 @@ def sgd_step() -> LocalStep:
         return moved, changed, loss
 
     return step
-
-
-def with_loss(objective: Objective) -> Callable[..., tuple[Tensor, tuple[Tensor, View]]]:
-    """Change a loss function so that `torch.func.grad(has_aux=True)` also returns the loss, not only its gradient.
-
-    `objective` returns (loss, new running statistics). `grad` would return the gradient and the statistics, but not the
-    loss. So the changed function returns (loss, (loss, statistics)).
-    """
-
-    def with_value(trained: View, fixed: View, batch: Batch, noise: Noise) -> tuple[Tensor, tuple[Tensor, View]]:
-        loss, changed = objective(trained, fixed, batch, noise)
-        return loss, (loss.detach(), changed)
-
-    return with_value
 
 
 # ------------------------------------------------------------------------------------------ warm-up phases

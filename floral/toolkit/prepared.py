@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -26,11 +27,13 @@ MAX_NAMED = 5
 """Number of names that a message lists."""
 
 
-def prepared(model: Model, keys: Keys, base: str, *, width: float, stream: Stream) -> Model:
+def prepared(model: Model, keys: Keys, base: str, *, shape: tuple[int, ...], width: float, stream: Stream) -> Model:
     """Return the model as the keys of a task prepare it. `stream` draws the values of frozen parameters.
 
+    `shape` is that of one sample.
+
     Raises:
-        Refused: a file or a name does not fit the model.
+        Refused: a file or a name does not fit the model, or no parameter that is trained changes the outputs.
     """
     if keys.weights is not None:
         if width != 1.0:
@@ -56,7 +59,25 @@ def prepared(model: Model, keys: Keys, base: str, *, width: float, stream: Strea
         model = replace(model, adapted=frozenset(matching(adaptable, keys.adapt)))
     if keys.freeze:
         model = freeze(model, keys.freeze, stream)
-    return with_frozen_base(model, stream) if base == "frozen" else model
+        if not has_gradient(model, shape):
+            trained = listed([*model.init(Shapes(0, "size"))], verb=False)
+            raise Refused(f"`freeze` leaves only {trained} trained, without effect on the outputs; change `freeze`")
+    if base == "frozen":
+        model = with_frozen_base(model, stream)
+        if not has_gradient(model, shape):
+            raise Refused(
+                f"`base: frozen` trains the head, but {head_of(model)} has no effect on the outputs; name the layer "
+                "that makes the outputs as `head`"
+            )
+    return model
+
+
+def has_gradient(model: Model, shape: tuple[int, ...]) -> bool:
+    """Return whether a trained parameter changes the outputs for samples of a shape. It is true if none is trained."""
+    params = {name: torch.zeros(t.shape, requires_grad=True) for name, t in model.init(Shapes(0, "size")).items()}
+    with torch.enable_grad():
+        logits, _ = model(params, model.statistics(), torch.zeros(2, *shape), None, None)
+    return not params or logits.requires_grad
 
 
 def summary(model: Model) -> list[str]:
@@ -119,22 +140,28 @@ def with_frozen_base(model: Model, stream: Stream) -> Model:
 def with_weights(model: Model, path: Path, ignore: Collection[str]) -> Model:
     """Return the model with the initial values of a safetensors file.
 
-    The file and the model must have the same names and shapes, except names that match a pattern of `ignore`.
+    The file and the model must have the same names and shapes, except names that match a pattern of `ignore`. Of the
+    names of a tied parameter, one is enough.
 
     Raises:
-        Refused: the file cannot be read, or its names or shapes differ from those of the model.
+        Refused: the file cannot be read, its names or shapes differ from those of the model, or it has several values
+            of a tied parameter.
     """
     shapes = {name: tuple(t.shape) for name, t in model.start_values(Shapes(0, "size")).items()}
-    shapes |= {name: tuple(t.shape) for name, t in model.statistics().items()}
+    shapes |= {name: tuple(t.shape) for name, t in (model.statistics() | model.constants).items()}
     places = {name: model.names.get(name, (name, shape)) for name, shape in shapes.items()}
     needed = {in_file: shape for in_file, shape in places.values()}
+    aliases = {name: sorted(model.aliases.get(name, ())) for name in needed}
     held = read(path)
-    check_patterns("ignore", ignore, [*needed, *held])
-    read_from = [name for name in needed if not matching([name], ignore)]
+    check_patterns("ignore", ignore, [*needed, *held, *chain.from_iterable(aliases.values())])
+    held = {name: value for name, value in held.items() if not matching([name], ignore)}
+    for name in model.aliases:
+        held = with_one_name(path, held, name, aliases[name])
+    read_from = [name for name in needed if name in held or not matching([name, *aliases[name]], ignore)]
     if missing := [name for name in read_from if name not in held]:
         extra = held.keys() - needed.keys()
         raise Refused(f"{path}: `weights`: {listed(missing)} missing{near(missing[0], extra)}; or name it in `ignore`")
-    if extra := [name for name in held if name not in needed and not matching([name], (*ignore, *model.unread))]:
+    if extra := [name for name in held if name not in needed and not matching([name], model.unread)]:
         raise Refused(
             f"{path}: `weights`: the model has no {listed(extra, verb=False)}{near(extra[0], needed)}; or name it in "
             "`ignore`"
@@ -152,6 +179,25 @@ def with_weights(model: Model, path: Path, ignore: Collection[str]) -> Model:
     }
     constants = {name: values.get(name, value) for name, value in model.constants.items()}
     return replace(model, values={**model.values, **values}, constants=constants)
+
+
+def with_one_name(path: Path, held: Params, name: str, aliases: Collection[str]) -> Params:
+    """Return the tensors of a file in which a tied parameter has only the first of its names.
+
+    Raises:
+        Refused: the file has different values under these names.
+    """
+    first, *rest = [shared for shared in (name, *aliases) if shared in held] or [name]
+    for second in rest:
+        if not torch.equal(held[first], held[second]):
+            raise Refused(
+                f"{path}: `weights`: {first} and {second} are the same parameter in the model, but the file has "
+                "different values; name one of them in `ignore`"
+            )
+    if first in held:
+        value = held[first]
+        held = {key: tensor for key, tensor in held.items() if key not in aliases} | {name: value}
+    return held
 
 
 def read(path: Path) -> Params:

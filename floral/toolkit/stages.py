@@ -1,4 +1,4 @@
-"""Stages of training: tell the server in which round a stage ends, so that it can act once.
+"""Stages of training: tell the server in which round a stage ends, and remember until then what clients have sent.
 
 The function `ServerStep.update` knows the number of a round, but not the number of all rounds. The phases know both. In
 the last round of a stage, the clients send a flag, which is the SHARED group "stage".
@@ -62,3 +62,25 @@ def stage_ends(served: ServerView) -> bool:
 def flag_removed(served: ServerView) -> View:
     """Return the flag with the value 0, as a part of what `ServerStep.update` returns."""
     return {"stage": {"ends": torch.zeros_like(served.means["stage"]["ends"])}}
+
+
+def memory_group(name: str, clients: int, size: int) -> dict[str, Group]:
+    """Return the group in which the server remembers the last vector [size] of each client. Only the server has it.
+
+    `name` says what the vectors are.
+    """
+    start = {name: torch.zeros(clients, size), "present": torch.zeros(clients)}
+    return {"memory": Group(scope=Scope.FROZEN, init=lambda: start, statistic=True)}
+
+
+def remember(served: ServerView, name: str, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Remember the vectors [M, size] of the clients of the round, in place.
+
+    Return the last vectors [n, size] of all clients that have taken part so far, and `present` [K], which is 1 for
+    them.
+    """
+    assert served.client_vectors is not None
+    memory, at = served.before["memory"], served.client_vectors.clients
+    memory[name][at] = vectors
+    memory["present"][at] = 1
+    return memory[name][memory["present"] > 0], memory["present"]

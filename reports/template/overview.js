@@ -1,7 +1,9 @@
-// The overview: the table of methods × tasks, its filters, the details of a cell, and the figure of results against costs.
-// OVERVIEW holds their numbers (floral/report/overview.py). Every change of the `view` is followed by one showTable().
+// The overview: the table of methods × tasks, its filters, the details of a cell, the comparison of two methods, and the
+// figure of results against costs. OVERVIEW holds their numbers (floral/report/overview.py). Every change of the `view` is
+// followed by one showTable().
 
-const view = { mode: "mean", query: "", families: new Set(), tasks: new Set(), cheap: new Set(), only: null, intervals: false, sort: null };
+const DEFAULT_SORT = { column: OVERVIEW.tasks.length > 1 ? "rank" : OVERVIEW.tasks[0]?.id, turned: 1 };
+const view = { mode: "mean", query: "", families: new Set(), tasks: new Set(), cheap: new Set(), only: null, intervals: false, sort: DEFAULT_SORT };
 const table = document.querySelector("table.heat");
 const methodsById = new Map(OVERVIEW.methods.map((method) => [method.id, method]));
 const tasksById = new Map(OVERVIEW.tasks.map((task) => [task.id, task]));
@@ -39,16 +41,18 @@ function text(method, task, whole) {
   return whole ? cell.interval ?? cell.text : cell.text;
 }
 
+// Whether a difference is decided. `p` is null with one seed.
+const isSignificant = (p) => p !== null && p < 0.05;
+
 // How strongly a cell is coloured (0 to 1), and in which colour. The worst tenth of the methods share the palest one.
 function shade(method, task) {
   const value = score(method, task);
   const others = OVERVIEW.methods.filter((other) => other.ranked).map((other) => score(other, task)).filter((x) => !Number.isNaN(x));
   if (Number.isNaN(value) || others.length < 2) return { share: 0, colour: "good" };
   if (view.mode === "difference") {
-    const verdict = method.cells[task.id].difference.verdict;
     const largest = quantile(others.map(Math.abs), 0.8) || 1;
-    const decided = verdict === "better" || verdict === "worse";
-    return { share: decided ? 0.25 + 0.75 * clamp(Math.abs(value) / largest) : 0, colour: verdict === "worse" ? "bad" : "good" };
+    const decided = isSignificant(method.cells[task.id].difference.p);
+    return { share: decided ? 0.25 + 0.75 * clamp(Math.abs(value) / largest) : 0, colour: value < 0 ? "bad" : "good" };
   }
   const [low, high] = [quantile(others, 0.1), Math.max(...others)];
   return { share: high > low ? clamp((value - low) / (high - low)) : 0, colour: "good" };
@@ -75,7 +79,7 @@ function isShown(method) {
   const named = `${method.title} ${method.id} ${method.family}`.toLowerCase();
   return words.every((word) => named.includes(word))
     && (view.families.size === 0 || view.families.has(method.family))
-    && (view.only === null || tasksById.get(view.only).best.includes(method.id))
+    && (view.only === null || view.only.includes(method.id))
     && [...view.cheap].every((cost) => relativeCost(method, cost) <= 1.0001);
 }
 
@@ -96,7 +100,7 @@ function showCell(cell, method, task) {
 }
 
 function sortKey(method) {
-  const column = view.sort?.column ?? "rank";
+  const { column } = view.sort;
   if (column === "method") return method.title;
   if (column === "rank") return meanRank(method);
   if (column in COSTS) return relativeCost(method, column);
@@ -108,21 +112,38 @@ function compareMethods(a, b) {
   const [x, y] = [sortKey(a), sortKey(b)];
   if (typeof x === "string") return view.sort.turned * x.localeCompare(y, "en", { numeric: true });
   if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);
-  return (view.sort?.turned ?? 1) * (x - y);
+  return view.sort.turned * (x - y);
 }
+
+// Whether the numbers of the sorted column grow from top to bottom. The first click puts the best methods first.
+function isAscending() {
+  const task = tasksById.get(view.sort.column);
+  const largestFirst = task !== undefined && view.mode !== "rank" && !task.log;
+  return largestFirst !== (view.sort.turned === 1);
+}
+
+const LEGENDS = {
+  mean: "Darker is better within its column. Bold: not shown to be worse than the best.",
+  difference: `Each cell: the method minus ${reference?.short} (errors: divided by it). Blue is better, orange is worse, after Holm's correction; without colour: not decided. Shades compare within a column only.`,
+  rank: "1 is the best mean. Darker is better within its column.",
+};
+const UNITS = { mean: (task) => task.result, rank: () => "rank", difference: (task) => (task.log ? "ratio" : "points") };
 
 function showTable() {
   const tasks = new Set(shownTasks());
+  const [single] = tasks.size === 1 ? tasks : [];
+  const rankTitle = single ? `Rank among ${OVERVIEW.methods.filter((method) => method.cells[single.id]?.rank !== undefined).length}` : "Mean rank";
   let count = 0;
   for (const heading of columnHeadings) {
     const task = tasksById.get(heading.dataset.column);
     heading.hidden = task !== undefined && !tasks.has(task);
-    const sorted = view.sort?.column === heading.dataset.column;
-    if (sorted) heading.setAttribute("aria-sort", view.sort.turned === 1 ? "ascending" : "descending");
+    const sorted = view.sort.column === heading.dataset.column;
+    if (sorted) heading.setAttribute("aria-sort", isAscending() ? "ascending" : "descending");
     else heading.removeAttribute("aria-sort");
-    const unit = heading.querySelector("small");
-    if (task && unit) unit.textContent = view.mode === "mean" ? task.result : view.mode === "rank" ? "rank" : task.difference;
+    if (task) heading.querySelector("small").textContent = UNITS[view.mode](task);
+    if (heading.dataset.column === "rank") heading.querySelector("button").textContent = rankTitle;
   }
+  document.getElementById("legend").textContent = LEGENDS[view.mode];
   for (const body of bodies) {
     const rows = [...body.rows].filter((row) => row.dataset.method);
     for (const row of rows) {
@@ -134,7 +155,7 @@ function showTable() {
         const task = tasksById.get(column);
         cell.hidden = heading.hidden;
         if (task) showCell(cell, method, task);
-        else if (column === "rank") cell.textContent = Number.isNaN(meanRank(method)) ? "–" : meanRank(method).toFixed(1);
+        else if (column === "rank") cell.textContent = Number.isNaN(meanRank(method)) ? "–" : single ? String(meanRank(method)) : meanRank(method).toFixed(1);
         else if (column in COSTS) cell.textContent = ratio(relativeCost(method, column));
       });
     }
@@ -145,14 +166,14 @@ function showTable() {
   }
   const all = OVERVIEW.methods.length;
   document.getElementById("shown").textContent = count === all ? `${all} methods` : `${count} of ${all} methods`;
-  document.getElementById("reset").hidden = count === all && view.tasks.size === 0;
+  document.getElementById("reset").hidden = count === all && view.tasks.size === 0 && view.sort === DEFAULT_SORT;
 }
 
 for (const heading of columnHeadings) {
   heading.querySelector("button").addEventListener("click", () => {
     const { column } = heading.dataset;
-    if (view.sort?.column !== column) view.sort = { column, turned: 1 };
-    else view.sort = view.sort.turned === 1 ? { column, turned: -1 } : null;
+    if (view.sort.column !== column) view.sort = { column, turned: 1 };
+    else view.sort = view.sort.turned === 1 ? { column, turned: -1 } : DEFAULT_SORT;
     showTable();
   });
 }
@@ -171,32 +192,40 @@ function showControls() {
   showTable();
 }
 
+// Scroll to the controls if the table below them is out of sight.
+function showResult() {
+  if (table.getBoundingClientRect().top > innerHeight - 250) document.getElementById("overview").scrollIntoView();
+}
+
 for (const chip of chips) {
   chip.addEventListener("click", () => {
     const chosen = view[chip.dataset.chip];
     if (!chosen.delete(chip.value)) chosen.add(chip.value);
+    if (view.tasks.has(chip.value)) plotTask(chip.value);
     showControls();
+    showResult();
   });
 }
-for (const button of modes) button.addEventListener("click", () => { view.mode = button.dataset.mode; showControls(); });
-document.getElementById("intervals").addEventListener("change", (event) => { view.intervals = event.target.checked; showTable(); });
-document.getElementById("find").addEventListener("input", (event) => { view.query = event.target.value; showTable(); });
-document.getElementById("reset").addEventListener("click", () => {
+for (const button of modes) button.addEventListener("click", () => { view.mode = button.dataset.mode; showControls(); showResult(); });
+document.getElementById("intervals").addEventListener("change", (event) => { view.intervals = event.target.checked; showTable(); showResult(); });
+document.getElementById("find").addEventListener("input", (event) => { view.query = event.target.value; showTable(); showResult(); });
+function clearFilters() {
   for (const chosen of [view.families, view.tasks, view.cheap]) chosen.clear();
-  Object.assign(view, { query: "", only: null });
-  showControls();
-});
-
-// The answers at the top lead to the methods that they count and to the task's column.
-for (const button of document.querySelectorAll("button[data-only]")) {
-  button.addEventListener("click", () => {
-    view.only = button.dataset.only;
-    view.tasks = new Set([view.only]);
-    view.sort = { column: view.only, turned: 1 };
-    showControls();
-    document.getElementById("overview").scrollIntoView();
-  });
+  Object.assign(view, { query: "", only: null, sort: DEFAULT_SORT });
 }
+document.getElementById("reset").addEventListener("click", () => { clearFilters(); showControls(); });
+
+// The answers at the top lead to the methods that they count and to the task's column. The browser's Back returns to them.
+function leadTo(task, part) {
+  clearFilters();
+  Object.assign(view, { mode: "mean", only: task[part], tasks: new Set([task.id]), sort: { column: task.id, turned: 1 } });
+  plotTask(task.id);
+  showControls();
+  history.pushState(null, "", "#overview");
+  document.getElementById("overview").scrollIntoView();
+}
+for (const button of document.querySelectorAll("button[data-only]"))
+  button.addEventListener("click", () => leadTo(tasksById.get(button.dataset.only), button.value));
 
 // ------------------------------------------------------------------------------------------ copy the table
 
@@ -205,7 +234,7 @@ function escapeLatex(word) {
 }
 function rowsToCopy() {
   const tasks = shownTasks();
-  const titles = tasks.map((task) => `${task.title} (${view.mode === "mean" ? task.result : view.mode === "rank" ? "rank" : task.difference})`);
+  const titles = tasks.map((task) => `${task.title} (${view.mode === "difference" ? task.difference : UNITS[view.mode](task)})`);
   const shown = [...table.querySelectorAll("tr[data-method]")].filter((row) => !row.hidden).map((row) => methodsById.get(row.dataset.method));
   const rows = shown.map((method) => [method.title, ...tasks.map((task) => text(method, task, true))]);
   const bold = shown.map((method) => [false, ...tasks.map((task) => view.mode === "mean" && Boolean(method.cells[task.id]?.best))]);
@@ -238,13 +267,14 @@ const escaped = (words) => words.replaceAll("&", "&amp;").replaceAll("<", "&lt;"
 
 function showDetails(method, task) {
   const cell = method.cells[task.id];
-  const compared = cell.difference && `${cell.difference.interval} (${cell.difference.verdict})`;
-  const runs = cell.seeds.map(([seed, value, state, name]) => `<tr><td>${seed}</td><td>${value || "–"}</td><td>${state}</td><td><code>floral show ${escaped(name)}</code></td></tr>`);
-  details.querySelector("h2").textContent = `${method.title} on ${task.title}`;
+  const compared = reference && method !== reference && cell.difference ? comparison(method, reference, task) : null;
+  const runs = cell.seeds.map(([seed, value, state, name]) => `<tr><td>${seed}</td><td>${value === null ? "–" : asText(value, task.digits)}</td><td>${state}</td><td><code>floral show ${escaped(name)}</code></td></tr>`);
+  details.querySelector("h2").textContent = `${method.title} on ${task.label}`;
   details.querySelector(".inside").innerHTML = `<dl class="facts">
+    ${line("Task", escaped(task.title))}
     ${line(escaped(task.result), cell.interval && `${cell.interval} (mean and 95 % interval over ${cell.n} seed${cell.n === 1 ? "" : "s"})`)}
     ${line("Runs without a result", cell.note)}
-    ${line(escaped(task.difference), compared)}
+    ${line("Comparison", compared && `<strong>${escaped(compared.verdict)}</strong> ${escaped(compared.numbers)}`)}
     ${line("Rank", cell.rank && `${cell.rank}`)}
     ${line("Bytes in a run", cell.bytes !== undefined && withUnit(cell.bytes, "B"))}
     ${line("Passes in a run", cell.client_passes !== undefined && withUnit(cell.client_passes, ""))}
@@ -253,12 +283,124 @@ function showDetails(method, task) {
   details.querySelector("#to-curves").onclick = () => { details.close(); followOnly(method.colour); openSection("curves"); };
   details.querySelector("#to-curves").hidden = !document.getElementById("curves");
   details.showModal();
+  details.querySelector("h2").focus(); // and not the first button or table, to which a small screen would scroll
+  details.scrollTop = 0;
 }
 table.addEventListener("click", (event) => {
   const cell = event.target.closest("td[data-task] button")?.closest("td");
   if (cell) showDetails(methodsById.get(cell.parentElement.dataset.method), tasksById.get(cell.dataset.task));
 });
+for (const button of document.querySelectorAll("button.name"))
+  button.addEventListener("click", () => showDetails(methodsById.get(button.dataset.method), tasksById.get(button.dataset.task)));
 details.addEventListener("click", (event) => { if (event.target === details) details.close(); });
+
+// ------------------------------------------------------------------------------ comparison of two methods
+
+// A number with the decimals of its task, or with three significant digits (errors have `digits` null). With `more`, it has
+// more digits. The rules are those of `number` in floral/report/tables.py.
+function asText(value, digits, more = 0) {
+  const significant = 3 + more;
+  const [mantissa, power] = value.toExponential(significant - 1).split("e").map(Number);
+  let words = value.toPrecision(significant);
+  if (digits !== null) words = value.toFixed(digits + more);
+  else if (power < -4 || power >= significant) words = `${mantissa.toFixed(significant - 1)}e${power < 0 ? "" : "+"}${power}`;
+  return (Number(words) === 0 ? words.replace("-", "") : words).replaceAll("-", "\u2212");
+}
+
+// The mean difference of two methods on a task with its 95 % interval, paired by seed (for errors: the ratio of their geometric
+// means), or null if they share no seed. It is the paired t-test of floral/report/paired.py.
+function pairedDifference(first, second, task) {
+  const [values, others] = [first, second].map((method) => {
+    const cell = method.cells[task.id];
+    const done = cell?.mean === undefined ? [] : cell.seeds.filter(([, value, state]) => state === "done" && value !== null);
+    return new Map(done.map(([seed, value]) => [seed, value]));
+  });
+  const pairs = [...values.keys()].filter((seed) => others.has(seed)).map((seed) => [values.get(seed), others.get(seed)]);
+  const differences = task.log
+    ? pairs.filter(([value, other]) => value > 0 && other > 0).map(([value, other]) => Math.log(value / other))
+    : pairs.map(([value, other]) => value - other);
+  const n = differences.length;
+  if (n === 0) return null;
+  const middle = mean(differences);
+  const deviation = Math.sqrt(differences.reduce((sum, value) => sum + (value - middle) ** 2, 0) / (n - 1));
+  const half = n > 1 ? OVERVIEW.quantiles[n] * deviation / Math.sqrt(n) : NaN;
+  const [low, high] = n > 1 ? [middle - half, middle + half] : [null, null];
+  const inUnit = (end) => (end !== null && task.log ? Math.exp(end) : end);
+  return {
+    n, mean: inUnit(middle), low: inUnit(low), high: inUnit(high), neutral: task.log ? 1 : 0,
+    isEqual: differences.every((value) => value === 0), excludesNeutral: n > 1 && (low > 0 || high < 0),
+  };
+}
+
+const unbroken = (words) => words.replaceAll(" %", "\u00a0%").replace(/ ([=<]) /g, "\u00a0$1\u00a0").replace(/(\S+) to (\S+) (points|times)/, "$1\u00a0to\u00a0$2\u00a0$3");
+
+// One sentence on which of two methods is better on a task, and one with the numbers: {verdict, numbers}. A difference to the
+// reference is decided after Holm's correction. Other pairs have no correction, which the sentence says.
+function comparison(first, second, task) {
+  if (first === second) return { verdict: "Choose two different methods.", numbers: "" };
+  const difference = pairedDifference(first, second, task);
+  const names = `${first.title} and ${second.title}`;
+  if (difference === null) {
+    const why = [first, second].filter((method) => method.cells[task.id]?.mean === undefined)
+      .map((method) => `${method.title} has no mean${method.cells[task.id]?.note ? ` (${method.cells[task.id].note})` : ""}`);
+    return { verdict: `${names} cannot be compared on ${task.label}.`, numbers: `${why.join("; ") || "They share no seed"}.` };
+  }
+  const { n, low, high, neutral, excludesNeutral } = difference;
+  const withReference = [[first, second], [second, first]].find(([, other]) => other === reference);
+  const p = withReference?.[0].cells[task.id].difference?.p;
+  const isDecided = excludesNeutral && (withReference ? isSignificant(p) : true);
+  const isBetter = (difference.mean > neutral) !== task.log;
+
+  // Enough digits to see whether the interval contains the value of no difference.
+  const rounded = (end, more) => Number(asText(end, task.digits, more).replaceAll("\u2212", "-"));
+  const looksDecided = (more) => rounded(low, more) > neutral || rounded(high, more) < neutral;
+  let more = 0;
+  while (n > 1 && more < 4 && looksDecided(more) !== excludesNeutral) more += 1;
+  const turned = isDecided && !task.log && difference.mean < 0 ? -1 : 1; // "worse by 3 points", not "by -3 points"
+  const written = (value) => asText(turned * value, task.digits, more);
+  const unit = task.log ? "times" : "points";
+  const means = [first, second].map((method) => method.cells[task.id].text).join(" against ");
+  const ends = [low, high].sort((a, b) => turned * (a - b)).map(written).join(" to ");
+  const numbers = [
+    task.log ? `Errors: ${means}` : `${means} %`,
+    n > 1 && `95 % interval: ${ends} ${unit}`,
+    n > 1 ? `${n} seeds` : "one seed, so no interval",
+    p !== undefined && p !== null && `p ${p < 0.001 ? "< 0.001" : `= ${p.toFixed(3)}`} after Holm's correction`,
+  ].filter(Boolean).join("; ");
+  const size = task.log ? `its error is ${written(difference.mean)} times as large` : `by ${written(difference.mean)} points`;
+  const told = [first, second].filter((method) => method.family === UNRANKED_GROUPS[0]).map((method) => ` ${method.title} is told the true clusters.`);
+  const rest = (remark = "") => `${numbers}.${remark}${told.join("")}`;
+  if (difference.isEqual) return { verdict: `${names} have equal results on ${task.label}.`, numbers: rest() };
+  if (isDecided) {
+    const words = `${first.title} is ${isBetter ? "better" : "worse"} than ${second.title} on ${task.label}${task.log ? ": " : ", "}${size}.`;
+    if (withReference) return { verdict: words, numbers: rest() };
+    return { verdict: `As a single pair: ${words}`, numbers: rest(" Not corrected for several comparisons.") };
+  }
+  const gap = task.log ? `error ratio ${written(difference.mean)}` : `mean difference ${written(difference.mean)} points`;
+  return {
+    verdict: `Not decided${excludesNeutral ? " after Holm's correction" : ""} on ${task.label}: ${first.title} or ${second.title} may be better (${gap}).`,
+    numbers: rest(),
+  };
+}
+
+const pair = document.getElementById("compare");
+if (pair) {
+  const { first, second, task } = pair.elements;
+  const others = [...OVERVIEW.tasks[0].near, ...methodsById.keys()].filter((id) => id !== OVERVIEW.reference);
+  let chosen = [others[0], OVERVIEW.reference ?? others.find((id) => id !== others[0])];
+  const showPair = () => {
+    const { verdict, numbers } = comparison(methodsById.get(first.value), methodsById.get(second.value), tasksById.get(task.value));
+    const strong = Object.assign(document.createElement("strong"), { textContent: verdict });
+    pair.querySelector("[role=status]").replaceChildren(strong, ` ${unbroken(numbers)}`);
+  };
+  [first.value, second.value] = chosen;
+  pair.addEventListener("change", () => {
+    if (first.value === second.value) [first.value, second.value] = [chosen[1], chosen[0]]; // they change places
+    chosen = [first.value, second.value];
+    showPair();
+  });
+  showPair();
+}
 
 // -------------------------------------------------------------------------------- result against costs
 
@@ -384,7 +526,11 @@ function drawTradeoff() {
   }
   const below = points.filter((point) => point.score < low).length;
   plot.querySelector("figcaption").textContent = `No other method has a better mean at the same cost or less than ${best.map((point, at) => `${narrow ? `${at + 1} ` : ""}${point.method.short}`).join(", ")} (line).`
-    + ` Point at a mark for its name, and select it for its runs.${below ? ` ▾ ${below} method${below > 1 ? "s are" : " is"} below the axis.` : ""}`;
+    + ` ${matchMedia("(hover: none)").matches ? "Select a mark for its name and its runs." : "Point at a mark for its name, and select it for its runs."}${below ? ` ▾ ${below} method${below > 1 ? "s are" : " is"} below the axis.` : ""}`;
+}
+function plotTask(id) {
+  plot.querySelector("select").value = id;
+  drawTradeoff();
 }
 plot.addEventListener("change", drawTradeoff);
 let drawnWidth = 0;
@@ -393,3 +539,4 @@ new ResizeObserver(() => {
 }).observe(plot);
 
 showControls();
+observeFit(table);

@@ -71,6 +71,19 @@ function headings(table) {
   return taken.at(-1);
 }
 
+// A table that fits its place keeps its headings at the top of the window. A wider one scrolls in place, and says so.
+const fitting = new ResizeObserver((entries) => {
+  for (const box of new Set(entries.map(({ target }) => target.closest(".scroll")))) {
+    const fits = box.scrollWidth <= box.clientWidth + 1;
+    box.classList.toggle("fits", fits);
+    box.classList.toggle("cut", !fits);
+  }
+});
+function observeFit(table) {
+  fitting.observe(table);
+  fitting.observe(table.parentElement);
+}
+
 const MIN_ROWS_FOR_SEARCH = 8;
 
 // Make the columns of a table sortable, and add a search box above a long one.
@@ -275,7 +288,7 @@ async function unpack(packed) {
 }
 
 function enliven(root) {
-  for (const table of root.querySelectorAll(".gt_table, .plain")) makeSortable(table);
+  for (const table of root.querySelectorAll(".gt_table, .plain")) { makeSortable(table); observeFit(table); }
   for (const svg of root.querySelectorAll("figure svg[data-plane]")) makeReadable(svg);
   for (const button of root.querySelectorAll(".legend button")) button.addEventListener("click", () => follow(button.dataset.colour));
   for (const button of root.querySelectorAll("button[data-copy]"))

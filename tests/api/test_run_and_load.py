@@ -14,6 +14,7 @@ import torch
 from run_folders import write_run, write_suite
 
 import floral
+from floral.api.arguments import variant_of
 from floral.config import catalogue
 from floral.config.run import Run
 from floral.config.schema.data import Synthetic
@@ -101,6 +102,13 @@ def test_a_function_in_a_file_is_the_model(results: Path, tmp_path: Path) -> Non
         {**SMALL, "model": {"kind": "module", "build": make, "arguments": {"hidden": 6}}}, "fedavg", **how
     )
     assert wider.model().tensors["base/3.weight"].shape == (10, 6)
+    path.write_text(path.read_text().replace("ReLU", "Sigmoid"))
+    loaded = floral.load(results)
+    for stale in (wider, loaded):  # the trained values would be used in another model
+        with pytest.raises(
+            floral.ConfigError, match=r"net_of_this_test\.py \(or what it imports\) has changed, .* train it"
+        ):
+            stale.model(wider.summary["hash8"].item())
 
 
 def test_a_finished_run_is_not_trained_again_unless_asked(
@@ -162,6 +170,45 @@ def test_objects_are_what_their_names_are(results: Path) -> None:
         both.model()
 
 
+METHOD = """
+from dataclasses import replace
+from parts_of_test import factor
+from floral.core.spec import Method, Problem
+from floral.methods import local
+
+def build(problem: Problem, share: float = 1.0, *, words: str = "none") -> Method:
+    \"\"\"Local training.\"\"\"
+    return local.build(replace(problem, lr=problem.lr * share * factor))
+"""
+
+
+def test_a_function_in_a_file_is_the_method(results: Path, tmp_path: Path) -> None:
+    """Its arguments are the hyper-parameters. The hash follows its code, and another process can read the run."""
+    path, helper = tmp_path / "mine_of_test.py", tmp_path / "parts_of_test.py"
+    path.write_text(METHOD)
+    helper.write_text("factor = 1\n")
+    task = {"data": Synthetic(kind="linear", samples_per_client=8), "participation": 1.0, "rounds": 2, "batch": 4,
+            "lr": 0.1, "loss": "mse", "clients": 4, "clusters": 2, "model": {"kind": "linear"}}  # fmt: skip
+    how = {"results": results, "threads": 1, "backend": "loop", "progress": False}
+    half = {"build": f"{path}:build", "name": "half", "share": 0.5}
+    run, same = floral.run(task, half, **how), floral.run({**task, "lr": 0.05}, "local", **how)
+    assert run.summary.select("variant", "status").rows() == [("half", "done")]
+    assert run.curves()["value"].to_list() == same.curves()["value"].to_list()
+    loaded = floral.load(results, variants="half")
+    assert loaded.model().clients == 4
+    assert variant_of(function_of(f"{path}:build")).name == "mine_of_test"
+    helper.write_text("factor = 0.25\n")
+    with pytest.raises(floral.ConfigError, match="so its values would be used in another model"):
+        loaded.model()
+    for variant, message in (
+        ({"build": f"{path}:build", "shar": 1}, "unknown parameter 'shar'; did you mean 'share'"),
+        ({"build": f"{path}:build", "name": "fedavg"}, "'fedavg' is the name of another variant"),
+        ({"build": f"{path}:bild"}, "has no function bild"),
+    ):
+        with pytest.raises(floral.ConfigError, match=message):
+            variant_of(variant)
+
+
 SYNTHETIC = Synthetic(kind="linear", samples_per_client=8)
 
 
@@ -204,6 +251,17 @@ def test_wrong_arguments_are_named_with_a_remedy(arguments: dict, message: str, 
         floral.run(**{"task": SMALL, "variant": "fedavg", "results": tmp_path, **arguments})
     assert str(error.value).startswith(message)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("task", [SMALL, ARRAYS, {**ARRAYS, "name": "mine"}], ids=["extends", "unnamed", "named"])
+def test_a_model_that_cannot_be_used_is_named_as_the_task_of_floral_run(task: dict, results: Path) -> None:
+    """A task in a dictionary has no file that a message could name."""
+    plain = Path(__file__).parents[1] / "modules" / "plain.py"
+    model = {"kind": "module", "build": f"{plain}:mlp", "head": "classifier"}
+    with pytest.raises(
+        floral.ConfigError, match=r"^floral\.run: task: model: module .*`head: classifier` is no linear"
+    ):
+        floral.run({**task, "model": model}, "fedavg", results=results, progress=False)
 
 
 def test_a_failed_run_raises_with_its_cause_and_leaves_the_reason(results: Path, monkeypatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
-from projects import BIN, ROOT, environment
+from projects import BIN, environment
 from run_folders import make_run, write_run
 
 from floral.cli.labels import labels_of
@@ -24,9 +24,8 @@ COLOURS = {"fedavg": "rgb(63, 131, 201)", "floral_1": "rgb(217, 83, 30)"}  # of 
 
 
 @pytest.fixture
-def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def address(tmp_path: Path, empty_store: None) -> Iterator[str]:
     """Where MLflow shows the means of a suite of 3 variants × 3 seeds."""
-    monkeypatch.chdir(ROOT)
     runs = [make_run("digits_rotate", variant, seed) for variant in VARIANTS for seed in range(3)]
     for run in runs:
         write_run(tmp_path, run)

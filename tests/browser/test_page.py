@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 from playwright.sync_api import Browser, Page
+from projects import ROOT
 from run_folders import ACCURACY, make_run, write_run, write_suite
 
-from floral.report.build import report
+from floral.report.build import _page, report
+from floral.report.collect import collect
+from floral.report.sections.base import Material
+from floral.report.style import REFERENCE, method_styles
+from floral.report.summarise import comparisons, result_unit, results
+from floral.report.templates import template_yaml
 
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 ROWS = "[...document.querySelectorAll('%s .gt_table tbody .gt_stub')].map(cell => cell.textContent)"
@@ -150,10 +159,49 @@ def test_the_overview_is_filtered_and_sorted(browser, address):
     page.locator("#find").fill("")
     page.locator("[data-chip=tasks][value=synthetic_linear]").click()
     assert shown(page)["FedAvg"][0].startswith("1.4") and len(shown(page)["FedAvg"]) == 4
+    assert page.locator("#tradeoff select").input_value() == "synthetic_linear", "the figure follows"
+    assert page.locator(".heat [aria-sort] button").inner_text() == "Rank among 2"
+    heading = page.locator(".heat th[data-column=synthetic_linear]")
+    heading.locator("button").press("Enter")
+    assert heading.get_attribute("aria-sort") == "ascending", "the smallest error is first"
     heading = page.locator(".heat th[data-column=method]")
     heading.locator("button").press("Enter")
     assert heading.get_attribute("aria-sort") == "ascending"
     assert list(shown(page)) == ["Ensemble", "FedAvg", "FLoRAL 1 %", "FLoRAL 1 % (optimal router)", "Constant"]
+
+
+def test_the_largest_accuracy_is_first_and_show_all_forgets_the_order(browser, address):
+    page = opened(browser, address)
+    heading = page.locator(".heat th[data-column=digits_rotate]")
+    heading.locator("small").click()
+    assert heading.get_attribute("aria-sort") == "descending" and list(shown(page))[:2] == ["FLoRAL 1 %", "Ensemble"]
+    page.locator("#reset").click()
+    assert heading.get_attribute("aria-sort") is None and page.locator("#reset").is_hidden()
+
+
+def test_a_search_brings_the_table_into_view(browser, address):
+    page = opened(browser, address, 390)
+    page.evaluate("document.documentElement.style.scrollBehavior = 'auto', scrollTo(0, 0)")
+    page.evaluate("document.getElementById('find').value = 'fed'")
+    page.locator("#find").dispatch_event("input")
+    assert 0 <= page.evaluate("table.getBoundingClientRect().top") < 800
+
+
+def test_an_answer_opens_its_runs_and_leads_to_its_methods_and_back(browser, address):
+    page = opened(browser, address, 390)
+    page.locator("#answers button.name").first.click()
+    assert (
+        page.evaluate("document.activeElement.id") == "cell-title"
+        and page.locator("dialog").evaluate("d => d.scrollTop") == 0
+    )
+    assert page.locator("dialog").evaluate("d => d.scrollWidth <= d.clientWidth")
+    page.keyboard.press("Escape")
+    page.evaluate("addEventListener('popstate', () => { window.isBack = true; })")
+    page.evaluate("leadTo(OVERVIEW.tasks[0], 'near')")
+    assert list(shown(page)) == page.evaluate("OVERVIEW.tasks[0].near.map(id => methodsById.get(id).title)")
+    page.go_back()
+    page.wait_for_function("window.isBack")
+    assert page.url == address
 
 
 def test_a_cell_leads_to_its_runs(browser, address):
@@ -181,6 +229,80 @@ def test_the_figure_of_costs_names_the_best_at_their_cost(browser, address):
         page.set_viewport_size({"width": width, "height": 900})
         page.evaluate("drawTradeoff()")
         assert page.locator("#tradeoff svg").evaluate(outside) == []
+
+
+# --------------------------------------------------------------------------------- comparison of two methods
+
+
+def test_two_methods_are_compared_as_in_python(browser, tmp_path):
+    """All pairs of seven methods, with accuracies of the reference runs of `methods`; as errors, the same numbers."""
+    names = [name for name in ACCURACY if name != "constant"]
+    tasks = {
+        "digits_rotate": "digits_rotate",
+        "digits_label_shift": "digits_label_shift",
+        "synthetic_linear": "digits_rotate",
+    }
+    runs = [make_run(task, name, seed) for task in tasks for name in names for seed in range(5)]
+    for run in runs:
+        write_run(tmp_path, run)
+    summary = pl.read_parquet(ROOT / "reports/reference/methods/summary.parquet")
+    values = {(row["task"], row["variant"], row["seed"]): row["test_accuracy"] for row in summary.iter_rows(named=True)}
+    column = pl.Series([values[tasks[run.task.name], run.variant.name, run.seed] for run in runs])
+    collected = collect("quickstart", runs, tmp_path)
+    collected = replace(collected, summary=collected.summary.with_columns(test_accuracy=column, test_loss=column))
+    styles = method_styles(collected.methods, template_yaml("styles.yaml"))
+    material = Material(collected=collected, styles=styles, captions=template_yaml("captions.yaml"), figures={})
+    (tmp_path / "index.html").write_text(
+        _page(material, [], runs, {"command": "", "missing": [], "outdated": []}), "utf-8"
+    )
+    page = opened(browser, (tmp_path / "index.html").as_uri())
+    told = page.evaluate("""OVERVIEW.tasks.map(task => [task.id, OVERVIEW.methods.flatMap(a => OVERVIEW.methods
+        .filter(b => b !== a).map(b => [a.id, b.id, pairedDifference(a, b, task), comparison(a, b, task)]))])""")
+    kinds = Counter()
+    for task, pairs in told:
+        configuration = next(item for item in collected.configurations if item.id == task)
+        unit, paired = result_unit(configuration), results(collected, configuration)
+        to_reference = comparisons(collected, configuration)
+        assert len(pairs) == 42
+        for first, second, numbers, sentence in pairs:
+            expected, words = paired.difference(first, second), sentence["verdict"] + sentence["numbers"]
+            assert [numbers[end] for end in ("mean", "low", "high")] == pytest.approx(
+                [expected.mean, expected.low, expected.high], rel=1e-9, abs=1e-9
+            )
+            item = to_reference.get(first if second == REFERENCE else second if first == REFERENCE else "")
+            is_better = (expected.mean > expected.neutral) == unit.higher_is_better
+            order = (
+                f"{styles[first].title} is {'better' if is_better else 'worse'} than {styles[second].title} on {task}"
+            )
+            start = f"As a single pair: {order}" if expected.is_decided else f"Not decided on {task}"
+            if item is not None:
+                p = "< 0.001" if item.p < 0.001 else f"= {item.p:.3f}"
+                assert f"p {p} after Holm's correction" in words
+                after_holm = f"Not decided after Holm's correction on {task}"
+                start = order if item.survives else after_holm if expected.is_decided else start
+            assert sentence["verdict"].startswith(start)
+            kinds[start.split(styles[first].title)[0]] += 1
+            ends = re.search(r"95 % interval: (\S+) to (\S+)", words).groups()
+            low, high = sorted(float(end.replace("\u2212", "-")) for end in ends)
+            low, high = (-high, -low) if " worse " in sentence["verdict"] and not unit.logarithmic else (low, high)
+            assert (low > expected.neutral or high < expected.neutral) == expected.is_decided
+            assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.051)
+    assert len(kinds) >= 5 and min(kinds.values()) > 1, "every kind of verdict"
+
+
+def test_the_sentence_follows_the_menus_and_says_what_cannot_be_compared(browser, address):
+    page = opened(browser, address, 390)
+    first, second = page.locator("#compare [name=first]"), page.locator("#compare [name=second]")
+    told = page.locator("#compare [role=status]")
+    assert first.input_value() != "floral_1" and second.input_value() == "floral_1"
+    first.select_option("floral_1")  # the two change places
+    assert first.input_value() == "floral_1" and second.input_value() != "floral_1"
+    second.select_option("fedavg")
+    assert told.inner_text().startswith(
+        "FLoRAL 1 % and FedAvg cannot be compared on digits_rotate. FedAvg has no mean (1/3"
+    )
+    page.locator("#compare [name=task]").select_option("synthetic_linear")
+    assert " on synthetic_linear" in told.inner_text()
 
 
 # --------------------------------------------------------------------------------------------------- sections

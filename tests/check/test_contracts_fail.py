@@ -17,8 +17,10 @@ from floral.check import contracts, methods, models, tasks
 from floral.check.contracts import Broken
 from floral.check.outcomes import Check, outcomes
 from floral.cli.main import main
+from floral.cli.parser import parser
 from floral.config import catalogue, plugins
 from floral.core.spec import Method, Phase, Routing, Scope
+from floral.core.streams import Shapes
 
 
 def with_group(name: str, **values: Any) -> Callable[[Method], Method]:
@@ -280,6 +282,27 @@ def test_the_reason_why_a_module_does_not_fit_is_shown(
     assert failed.state == "fails" and reason in failed.text, failed.text
     assert remedy in failed.text and ("`make` has no argument `outputs`" in failed.text) == (outputs == 3), failed.text
     assert "broadcast" not in failed.text and str(rest[0]).startswith("  not checked initial values")
+
+
+def test_a_module_with_arguments_and_keyword_inputs_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "texts.py").write_text(
+        "from torch import nn\n"
+        "class Texts(nn.Module):\n"
+        "    def __init__(self, outputs, words):\n"
+        "        super().__init__()\n"
+        "        self.words, self.out = nn.Embedding(words, 2), nn.Linear(2, outputs)\n"
+        "    def forward(self, input_ids, mask):\n"
+        "        return self.out((self.words(input_ids) * mask[..., None]).mean(1))\n"
+    )
+    name, inputs = f"{tmp_path}/texts.py:Texts", {"input_ids": "ids", "mask": "ids != 0"}
+    facts = models.Facts()
+    first = next(iter(models.checks(models.keys_of(name, {"words": 17}, inputs), (6,), None, facts)))
+    assert first.run() == "samples of shape [6], 5 outputs"
+    assert facts.model is not None and facts.model.init(Shapes(0, ""))["words.weight"].shape == (17, 2)
+    lacking = next(iter(outcomes(models.checks(models.keys_of(name), (6,), None))))
+    assert lacking.state == "fails" and "--arguments '{name: value}'" in lacking.text
+    with pytest.raises(SystemExit):
+        parser().parse_args(["check", "model", name, "--arguments", "words=17"])
 
 
 def test_a_task_says_what_its_clients_have_and_which_methods_can_be_used(tmp_path: Path) -> None:

@@ -57,6 +57,18 @@ def test_own_data_that_are_not_there_stop_their_own_task_alone(
     assert why_missing(catalogue.task("flowers"), results) is None
 
 
+def test_a_missing_tokenizer_is_not_advised_to_be_put_under_the_path_of_the_data(tmp_path: Path) -> None:
+    texts = tmp_path / "texts.csv"
+    texts.write_text("text,label\na b,0\nc d,1\n")
+    keys = {"kind": "table", "path": str(texts), "label": "label", "text": "text", "tokenizer": str(tmp_path / "bert"),
+            "tokens": 4}  # fmt: skip
+    task = catalogue.task_of({"extends": "digits_rotate", "data": keys, "model": {"kind": "linear"}}, "test")
+    with pytest.raises(
+        ConfigError, match=r"`data\.tokenizer`: .*bert/tokenizer\.json does not exist; .* `data\.tokenizer`"
+    ):
+        check_data.check([task], tmp_path / "results")
+
+
 @pytest.mark.parametrize(
     ("data", "partition", "message"),
     [

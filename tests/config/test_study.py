@@ -206,3 +206,37 @@ def test_a_study_is_found_from_its_folders_below(study: Write, tmp_path: Path, m
     assert settings.reports == Path("/elsewhere") and settings.reference == Path("here")
     monkeypatch.setenv("FLORAL_STUDY", str(tmp_path))
     assert paths._find_study() == tmp_path
+
+
+@pytest.mark.parametrize("file", ["methods/mine.py", "models/own.py"])
+def test_a_study_with_code_says_for_which_interface_it_was_written(study: Write, file: str) -> None:
+    assert read_settings().interface is None  # without code, there is nothing to check
+    study(file, METHOD)
+    with pytest.raises(
+        ConfigError, match=rf"config\.yaml: interface: this key is missing, but {file} uses floral; write"
+    ):
+        read_settings()
+    study("config/config.yaml", f"suite: quickstart\ninterface: {plugins.INTERFACE_VERSION}\n")
+    assert read_settings().interface == plugins.INTERFACE_VERSION
+
+
+def test_an_error_in_a_build_of_the_study_names_its_line(study: Write, tmp_path: Path) -> None:
+    from floral.check.federation import make_run
+    from floral.config.schema.data import Synthetic
+    from floral.stages import check_model
+
+    study("config/methods/mine.yaml", (ROOT / "config/methods/fedavg.yaml").read_text().replace("  fedavg", "  mine"))
+    study("methods/mine.py", "def build(problem, **parameters):\n    return {}['rate']\n")
+    study("models/own.py", "def build(shape, outputs, *, width=1.0):\n    assert width > 1\n")
+    for variant, model, message in (
+        (
+            "mine",
+            "linear",
+            r"`build` of methods/mine\.py fails: KeyError: 'rate' \(methods/mine\.py, line 2, in build\)",
+        ),
+        ("fedavg", "own", r"model: own cannot be used .* AssertionError \(models/own\.py, line 2, in build\)"),
+    ):
+        run = make_run(variant, model={"kind": model}, data=Synthetic(kind="linear", samples_per_client=2), loss="mse")
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError, match=message):
+            patch.setattr(check_model, "place_of", lambda task: task.name)
+            check_model.check([run], tmp_path)

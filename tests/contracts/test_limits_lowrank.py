@@ -15,7 +15,7 @@ from plain_loops import CLIENTS, EXACT, UNEQUAL, each_backend, simulated
 
 from floral.config.reading import ConfigError
 from floral.core.streams import Stream
-from floral.methods.fedpara import composed, drawn_factors, rank_of
+from floral.toolkit.hadamard import composed, drawn_factors, rank_of
 
 LAYERS = ("hidden", "out")
 

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from federations import (
     ARGUMENTS,
     CLASSES,
+    DEEP,
     KINDS,
+    MODELS,
     SHALLOW,
     SHAPES,
     SIZES,
@@ -88,7 +90,7 @@ def built(kind):
     return module.build(SHAPES.get(kind, (4, 4)), CLASSES, **ARGUMENTS.get(kind, {}))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SHALLOW if kind not in ("linear", "transformer")])
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind not in (*DEEP, "linear", "transformer")])
 def test_a_body_with_its_head_on_top_is_the_model(kind):
     model = built(kind)
     params, running, x = model.init(Stream(3, "test")), model.statistics(), torch.rand(6, *SHAPES.get(kind, (4, 4)))

@@ -27,14 +27,19 @@ def test_floco_with_one_vertex_is_fedavg(model, unbounded):
     torch.testing.assert_close(served(ours, end), served(fedavg, other), rtol=0, atol=EXACT)
 
 
-def projected(scores, total):
-    """Rows p ≥ 0 with the sum `total` that are nearest to the rows of `scores`: max(s - t, 0), with t by bisection."""
-    low, high = scores.min(1, keepdim=True).values - total, scores.max(1, keepdim=True).values
+def projected(scores, totals):
+    """Rows p ≥ 0 that are nearest to the rows of `scores` [n, V] for each of `totals` [S], their sum; over this sum.
+
+    They are max(s - t, 0), with t by bisection: [S, n, V].
+    """
+    totals = torch.as_tensor(totals, dtype=scores.dtype)[:, None, None]
+    low = scores.min(1, keepdim=True).values - totals
+    high = scores.max(1, keepdim=True).values.expand_as(low)
     for _ in range(200):
         middle = (low + high) / 2
-        too_much = (scores - middle).clamp(min=0).sum(1, keepdim=True) > total
+        too_much = (scores - middle).clamp(min=0).sum(2, keepdim=True) > totals
         low, high = torch.where(too_much, middle, low), torch.where(too_much, high, middle)
-    return (scores - low).clamp(min=0) / total
+    return (scores - low).clamp(min=0) / totals
 
 
 def points_of(updates, vertices):
@@ -43,14 +48,10 @@ def points_of(updates, vertices):
     scores = (left * lengths)[:, :vertices]
     for column in scores.T:
         column *= column[column.abs().argmax()].sign()
-    best, lowest = None, float("inf")
-    for total in np.linspace(1e-4, 1, 1000):
-        points = projected(scores, float(total))
-        pairs = [(points[i] - points[j]).norm().clamp(min=1e-4) for i in range(len(points)) for j in range(i)]
-        energy = float(sum(1 / distance**2 for distance in pairs))
-        if energy < lowest:
-            best, lowest = points, energy
-    return best
+    points = projected(scores, np.linspace(1e-4, 1, 1000))
+    pairs = [(points[:, i] - points[:, j]).norm(dim=1).clamp(min=1e-4) for i in range(len(scores)) for j in range(i)]
+    energy = sum(1 / distance**2 for distance in pairs)
+    return points[energy.argmin()]
 
 
 def test_points_of_similar_clients_are_near_and_lie_in_the_simplex():
@@ -68,8 +69,9 @@ def test_points_of_similar_clients_are_near_and_lie_in_the_simplex():
 
 def test_the_projection_gives_the_nearest_point_of_the_simplex():
     scores = torch.randn(50, 6, generator=torch.Generator().manual_seed(1)).double()
-    for total in (0.01, 0.5, 1.0):
-        torch.testing.assert_close(project_onto_simplex(scores, total), projected(scores, total), rtol=0, atol=1e-9)
+    totals = (0.01, 0.5, 1.0)
+    for total, expected in zip(totals, projected(scores, totals), strict=True):
+        torch.testing.assert_close(project_onto_simplex(scores, total), expected, rtol=0, atol=1e-9)
 
 
 @each_backend

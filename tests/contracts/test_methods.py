@@ -8,14 +8,15 @@ import federations
 import pytest
 import torch
 from federations import (
+    DIFFERENT,
     FIRST,
     OF_EACH_KIND,
     RECORDED,
     VARIANTS,
+    all_models,
     buildable,
-    cases,
-    few_cases,
     fitting,
+    noisy,
     simulate,
     train,
     trained,
@@ -38,47 +39,71 @@ def assert_backends_equal_loop(variant, tolerance, chunk=3, **how):
     contracts.backends_agree(partial(simulate, variant), tolerance, chunk=chunk, **how)
 
 
-@pytest.mark.parametrize(("variant", "model"), [case for case in cases() if case[0] in RECORDED])
+@pytest.mark.parametrize(("variant", "model"), [case for case in all_models() if case[0] in RECORDED])
 def test_recorded_steps_equal_loop_on_every_model(variant, model):
     """Over 3 rounds of several steps with unequal clients, in chunks of 3 that do not divide the cohort of 5."""
     assert_backends_equal_loop(variant, 1e-10, model=model)
 
 
-@pytest.mark.parametrize(("variant", "model"), [case for case in cases() if case[0] not in RECORDED])
-@without_recording
-def test_backends_equal_loop(variant, model):
-    """In the same rounds. In single precision, below, the steps are recorded."""
-    assert_backends_equal_loop(variant, 1e-10, model=model)
-
-
 @each_variant
-def test_backends_equal_loop_in_single_precision(variant):
-    assert_backends_equal_loop(variant, 1e-5, dtype=torch.float32)
-
-
-@pytest.mark.parametrize(("variant", "model"), [case for case in few_cases() if case[1] != fitting(case[0])])
 @without_recording
-def test_batched_equals_loop_in_rounds_of_one_step(variant, model):
-    """In which no client gets a copy of what is averaged; the fitting model is in the test with three clusters."""
-    loop = trained(variant, model=model, batch=64)
-    batched = trained(variant, model=model, batch=64, backend="batched", chunk=3)
-    federations.assert_equal_states(batched, loop, 1e-10)
+def test_backends_equal_loop(variant):
+    """In the same rounds, with noise: it belongs to (round, client, step). In single precision, below, the steps are
+    recorded."""
+    assert_backends_equal_loop(variant, 1e-10, model=noisy(variant))
+
+
+@pytest.mark.parametrize(
+    ("variant", "model"), [case for case in all_models() if case[0] not in RECORDED and case[1] != noisy(case[0])]
+)
+@without_recording
+def test_backends_equal_loop_on_every_model(variant, model):
+    assert_backends_equal_loop(variant, 1e-10, model=model)
 
 
 ADAPTED = [variant for variant in METHODS if "application" in catalogue.variant(variant).params]
 
 
-@pytest.mark.parametrize("batch", [4, 64])
-@pytest.mark.parametrize("application", ["merged", "unmerged"])
 @pytest.mark.parametrize(
     ("variant", "model"),
-    [(variant, "mlp") for variant in ADAPTED] + [(variant, "cnn") for variant in ADAPTED if variant in FIRST.values()],
+    [
+        (variant, model)
+        for variant in FIRST.values()
+        for model in DIFFERENT
+        if variant not in OF_EACH_KIND and buildable(variant, model)
+        if not (variant in ADAPTED and model == "cnn")  # it is below, merged and unmerged
+    ],
+)
+@without_recording
+def test_batched_equals_loop_on_different_models(variant, model):
+    """The step of `vmap` is that of `loop`, so `vmap` is tested on these models with OF_EACH_KIND."""
+    assert_backends_equal_loop(variant, 1e-10, model=model, backends=["batched"])
+
+
+@each_variant
+def test_batched_equals_loop_in_single_precision(variant):
+    assert_backends_equal_loop(variant, 1e-5, dtype=torch.float32, backends=["batched"])
+
+
+@pytest.mark.parametrize(("variant", "model"), [case for case in all_models() if case[1] != fitting(case[0])])
+@without_recording
+def test_batched_equals_loop_in_rounds_of_one_step(variant, model):
+    """In which no client gets a copy of what is averaged; the fitting model is in the test with three clusters."""
+    assert_backends_equal_loop(variant, 1e-10, model=model, batch=64, backends=["batched"])
+
+
+@pytest.mark.parametrize("application", ["merged", "unmerged"])
+@pytest.mark.parametrize(
+    ("variant", "model", "batch"),
+    [(variant, "mlp", 4) for variant in ADAPTED]
+    + [(variant, "mlp", 64) for variant in ADAPTED if variant in FIRST.values()]
+    + [(variant, "cnn", 4) for variant in ADAPTED if variant in FIRST.values()]
+    + [(variant, "cnn", 64) for variant in ADAPTED if variant in OF_EACH_KIND],
 )
 @without_recording
 def test_batched_equals_loop_however_adaptors_are_applied(variant, model, application, batch):
     how = {"model": model, "params": {"application": application}, "batch": batch}
-    loop = trained(variant, **how)
-    federations.assert_equal_states(trained(variant, backend="batched", chunk=3, **how), loop, 1e-10)
+    assert_backends_equal_loop(variant, 1e-10, backends=["batched"], **how)
 
 
 @pytest.mark.parametrize("batch", [4, 64])
@@ -102,14 +127,17 @@ def test_backends_equal_loop_in_rounds_of_one_step_with_three_clusters(variant):
 def test_backends_agree_under_official_fidelity_and_a_server_adam(variant):
     """Adam divides by the size of the gradient plus 1e-8: rounding errors of 1e-16 grow up to lr/1e-8 = 1e6 times."""
     how = {"fidelity": "official", "epochs": 2, "server": {"optimiser": "adam", "lr": 0.01}, "clusters": 3}
-    assert_backends_equal_loop(variant, 1e-8, chunk=2, **how)
+    backends = contracts.VECTORISED if variant in OF_EACH_KIND else ["batched"]
+    assert_backends_equal_loop(variant, 1e-8, chunk=2, backends=backends, **how)
 
 
-@each_method
+@pytest.mark.parametrize("variant", [*OF_EACH_KIND, *(method for method in METHODS if simulate(method).method.noise)])
 def test_chunks_do_not_matter(variant):
-    """Draws, too: router noise and dropout belong to (round, client, step), not to the chunk they are made for."""
-    model = "dropout" if buildable(variant, "dropout") else None
-    contracts.chunks_do_not_matter(partial(simulate, variant), model=model)
+    """Draws, too: router noise and dropout belong to (round, client, step), not to the chunk they are made for.
+
+    Of all variants, `test_backends_equal_loop` compares chunks of 1 and 3.
+    """
+    contracts.chunks_do_not_matter(partial(simulate, variant), model=noisy(variant))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +177,14 @@ def test_cohort_order_is_irrelevant(variant, backend):
     contracts.cohort_order_is_irrelevant(partial(simulate, variant), **how)
 
 
-@pytest.mark.parametrize(("variant", "model"), few_cases())
+@pytest.mark.parametrize(
+    ("variant", "model"),
+    sorted(
+        {(variant, fitting(variant)) for variant in VARIANTS}
+        | {(variant, "batch_norm") for variant in FIRST.values() if buildable(variant, "batch_norm")}
+        | {(variant, "cnn") for variant in OF_EACH_KIND if buildable(variant, "cnn")}
+    ),
+)
 def test_absent_clients_private_state_is_untouched(variant, model):
     contracts.absent_clients_keep_their_values(partial(simulate, variant), model=model)
 
@@ -166,36 +201,28 @@ def test_frozen_and_fixed_groups_never_change(variant):
 
 
 @each_variant
-def test_evaluation_is_the_served_prediction_on_own_rows(variant):
-    """Both backends, against a plain loop over clients and rows."""
-    loss = torch.nn.CrossEntropyLoss()
-    for backend, chunk in (("loop", 1), ("vmap", 3)):
-        simulation = simulate(variant, backend=backend, chunk=chunk)
-        state = train(simulation, 2)
-        rows = simulation.data.test
-        scores = simulation.own_rows(state, rows, torch.arange(simulation.data.clients).numpy())
-        for k, (index, count) in enumerate(zip(rows.index, rows.count, strict=True)):
-            x, y = rows.gather(torch.from_numpy(index[:count]))
-            outputs, _ = simulation.method.predict(federations.view_of(simulation, state, k), x, None, None)
-            assert scores.loss[k] == pytest.approx(float(loss(outputs, y)), abs=1e-10)
-            assert scores.correct[k] == int((outputs.argmax(1) == y).sum())
-            assert scores.rows[k] == count
-
-
-@each_variant
-def test_population_is_every_client_on_its_clusters_rows(variant, monkeypatch):
-    """Client by client and, several at a time on slices of the rows, lifted."""
+def test_evaluation_is_the_served_prediction(variant, monkeypatch):
+    """On own samples and on the global test set of a client's cluster: both backends, against a plain loop over
+    clients. Both evaluate the same state, the vectorised one several clients at a time on slices of the samples."""
     monkeypatch.setattr(evaluate, "SLICE_SAMPLES", 7)
+    state = train(simulate(variant, clusters=3, backend="vmap", chunk=3), 2)
     for backend, chunk in (("loop", 1), ("vmap", 3)):
         simulation = simulate(variant, clusters=3, backend=backend, chunk=chunk)
-        state = train(simulation, 2)
-        scores, _ = simulation.global_test(state)
-        for k, cluster in enumerate(simulation.data.cluster.tolist()):
-            x, y = simulation.data.global_test(cluster)
+        data, rows = simulation.data, simulation.data.test
+        own, (everywhere, _) = (
+            simulation.own_rows(state, rows, torch.arange(data.clients).numpy()),
+            simulation.global_test(state),
+        )
+        for k, (index, count) in enumerate(zip(rows.index, rows.count, strict=True)):
             view = federations.view_of(simulation, state, k)
-            outputs, _ = simulation.method.predict(view, simulation.data.test.decode(x), None, None)
-            assert scores.loss[k] == pytest.approx(float(torch.nn.functional.cross_entropy(outputs, y)), abs=1e-10)
-            assert scores.correct[k] == int((outputs.argmax(1) == y).sum())
+            held = rows.gather(torch.from_numpy(index[:count]))
+            stored, labels = data.global_test(int(data.cluster[k]))
+            for scores, (x, y) in ((own, held), (everywhere, (data.test.decode(stored), labels))):
+                outputs, _ = simulation.method.predict(view, x, None, None)
+                loss = float(torch.nn.functional.cross_entropy(outputs, y))
+                assert scores.loss[k] == pytest.approx(loss, abs=1e-10)
+                assert scores.correct[k] == int((outputs.argmax(1) == y).sum())
+                assert scores.rows[k] == len(y)
 
 
 @pytest.mark.parametrize(("variant", "equal"), [("fedavg", True), ("ifca", True), ("local", False)])

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from federations import OF_EACH_KIND, VARIANTS, simulate
+from federations import FIRST, OF_EACH_KIND, simulate
 from safetensors.torch import load_file
 
 from floral.cli import main
@@ -46,10 +46,13 @@ def metrics(progress: Progress) -> bytes:
 
 @pytest.mark.parametrize(
     ("variant", "fidelity"),
-    [(variant, "corrected") for variant in VARIANTS] + [(variant, "official") for variant in OF_EACH_KIND],
+    [(variant, "corrected") for variant in FIRST.values()] + [(variant, "official") for variant in OF_EACH_KIND],
 )
 def test_a_run_stopped_after_every_round_equals_an_undisturbed_one(variant, fidelity, tmp_path):
-    """4 rounds, each in a simulation of its own that knows only the checkpoint; with a server that has moments."""
+    """4 rounds, each in a simulation of its own that knows only the checkpoint; with a server that has moments.
+
+    Of all variants, `test_a_round_neither_reads_nor_writes_beyond_its_state` shows that a round depends on its state.
+    """
 
     def fresh():
         server = {"optimiser": "adam", "lr": 0.01}
@@ -177,32 +180,44 @@ FLORAL_WITH_STORE = [
 """The command for which nothing private fits into memory."""
 
 
-@pytest.fixture
-def tiny_suite(tmp_path, monkeypatch):
-    """A copy of config/ with the suite `tiny`, and two equal results folders with its data and partition."""
-    folder = tmp_path / "study" / "config"
-    shutil.copytree(paths.CONFIG_FOLDER, folder)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A folder with a copy of config/ that has the suite `tiny`, with the run of an undisturbed process in `results`,
+    and with the data and the partition of the run alone in `fresh`."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = folder / "study" / "config"
+    shutil.copytree(paths.CONFIG_FOLDER, config)
     block = {"tasks": [TASK], "variants": [VARIANT], "seeds": [0], "task": CHANGE}
-    (folder / "suites" / "tiny.yaml").write_text(yaml.safe_dump({"title": "Tiny", "runs": [block]}))
-    run = Run(
+    (config / "suites" / "tiny.yaml").write_text(yaml.safe_dump({"title": "Tiny", "runs": [block]}))
+    fetch("digits", folder / "fresh")
+    run = tiny_run()
+    partition(run.partition, folder / "fresh", run.task)
+    shutil.copytree(folder / "fresh", folder / "results")
+    finish(training(folder / "results", folder / "study"))
+    return folder
+
+
+def tiny_run() -> Run:
+    return Run(
         task=catalogue.task(TASK, CHANGE),
         variant=catalogue.variant(VARIANT),
         seed=0,
         fidelity=catalogue.fidelity("corrected"),
     )
-    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
-    fetch("digits", killed)
-    partition(run.partition, killed, run.task)
-    shutil.copytree(killed, undisturbed)
-    monkeypatch.setenv("FLORAL_STUDY", str(folder.parent))
-    return run, killed, undisturbed
 
 
-def training(results: Path, floral: list[str] = FLORAL) -> subprocess.Popen[str]:
+@pytest.fixture
+def results(tmp_path, undisturbed):
+    """A results folder that has the data and the partition alone."""
+    shutil.copytree(undisturbed / "fresh", tmp_path / "results")
+    return tmp_path / "results"
+
+
+def training(results: Path, study: Path, floral: list[str] = FLORAL) -> subprocess.Popen[str]:
     """`floral train` as Snakemake starts it, with a checkpoint after every round."""
     names = ["--suite", "tiny", "--task", TASK, "--variant", VARIANT, "--seed", "0"]
     command = [*floral, "train", *names, "--backend", "loop", "--checkpoint-seconds", "1e-9"]
-    environment = {**os.environ, "FLORAL_RESULTS": str(results)}
+    environment = {**os.environ, "FLORAL_RESULTS": str(results), "FLORAL_STUDY": str(study)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -226,15 +241,13 @@ def kill_in_the_middle(process: subprocess.Popen[str], folder: Path) -> int:
 
 
 @pytest.mark.parametrize("floral", [FLORAL, FLORAL_WITH_STORE], ids=["memory", "store"])
-def test_a_process_killed_in_the_middle_and_started_again_ends_as_an_undisturbed_one(tiny_suite, floral):
+def test_a_process_killed_in_the_middle_and_started_again_ends_as_an_undisturbed_one(results, undisturbed, floral):
     """With the private state in memory or in a file; the undisturbed one has it in memory."""
-    run, killed, undisturbed = tiny_suite
-    folder, other = killed / run.folder, undisturbed / run.folder
-    calm = training(undisturbed)
-    at = kill_in_the_middle(training(killed, floral), folder)
+    run, study = tiny_run(), undisturbed / "study"
+    folder, other = results / run.folder, undisturbed / "results" / run.folder
+    at = kill_in_the_middle(training(results, study, floral), folder)
     assert 1 <= at < CHANGE["rounds"]
-    finish(training(killed, floral))
-    finish(calm)
+    finish(training(results, study, floral))
     for name in ("metrics.parquet", "clients.parquet", "routes.parquet"):
         assert (folder / name).read_bytes() == (other / name).read_bytes(), name
     assert said(folder) == said(other)
@@ -251,10 +264,10 @@ def said(folder: Path) -> list[tuple[int, tuple[tuple[str, str, float], ...]]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_scheduler_s_signal_leaves_a_checkpoint_and_the_code_that_asks_to_be_continued(tiny_suite, number):
-    run, stopped, undisturbed = tiny_suite
-    folder = stopped / run.folder
-    calm, process = training(undisturbed), training(stopped)
+def test_a_scheduler_s_signal_leaves_a_checkpoint_and_the_code_that_asks_to_be_continued(results, undisturbed, number):
+    run, study = tiny_run(), undisturbed / "study"
+    folder, other = results / run.folder, undisturbed / "results" / run.folder
+    process = training(results, study)
     while not (folder / "checkpoint" / "last.safetensors").exists():
         assert process.poll() is None
         time.sleep(0.01)
@@ -264,9 +277,7 @@ def test_a_scheduler_s_signal_leaves_a_checkpoint_and_the_code_that_asks_to_be_c
     assert children_seconds() - before - spent < 5, "5 s of its own, on however busy a machine"
     assert process.returncode == main.CONTINUE == 75, said
     assert json.loads((folder / "failure.json").read_text())["reason"] == "interrupted"
-    finish(training(stopped))
-    finish(calm)
-    other = undisturbed / run.folder
+    finish(training(results, study))
     assert (folder / "metrics.parquet").read_bytes() == (other / "metrics.parquet").read_bytes()
     assert same_model(folder, other) and not (folder / "failure.json").exists()
 

@@ -1,8 +1,6 @@
 """Natural clients: whose each row is, from the data to the partition's table."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -219,15 +217,13 @@ def test_a_table_of_writers_that_is_not_what_it_should_be_is_named(tmp_path, cha
         readers.writer_parquet([raw(path)])
 
 
-def test_digits_by_writer_are_enough_for_their_task(tmp_path, missing):
+def test_digits_by_writer_are_enough_for_their_task(stored):
     run = Run(
         task=catalogue.task("emnist_digits"), variant=catalogue.variant("fedavg"), seed=0,
         fidelity=catalogue.fidelity("corrected"),
     )  # fmt: skip
-    (file,) = data_sets.data_lock()["emnist_digits"].files
-    if not (Path(os.environ.get("FLORAL_DATA", "none")) / file.path).is_file():
-        missing(f"FLORAL_DATA has no {file.path}")
-    manifest = json.loads((fetch_stage.fetch("emnist_digits", tmp_path) / "card.json").read_text())
+    results = stored("emnist_digits")
+    manifest = json.loads((results / "data" / "emnist_digits" / "card.json").read_text())
     assert manifest["natural_clients"] == 836 and sum(manifest["rows"].values()) == 70_000 and not manifest["exact"]
-    manifest = json.loads((partition(run.partition, tmp_path) / "card.json").read_text())
+    manifest = json.loads((partition(run.partition, results) / "card.json").read_text())
     assert manifest["rows"]["train"]["min"] >= 8 and manifest["rows"]["test"]["min"] >= 2 and manifest["clients"] == 500

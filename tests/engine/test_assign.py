@@ -9,7 +9,7 @@ import torch
 from federations import SIZES, assert_close, simulate, train, trained
 
 from floral.core.spec import Cost, Group, Scope, ServerStep
-from floral.engine import local
+from floral.engine import batched, local
 from floral.engine.simulate import Simulation
 from floral.toolkit.parts import sample_losses
 
@@ -69,6 +69,16 @@ def test_every_client_of_a_round_sees_all_its_rows_and_the_received_model(how):
 def test_what_is_assigned_without_being_used_changes_no_training(how):
     ours, plain = trained("fedavg", change=sums, **how), trained("fedavg", **how)
     assert_close(ours.values["base"], plain.values["base"], EXACT)
+
+
+@pytest.mark.parametrize("variant", ["scaffold", "fedala"])
+def test_a_recorded_function_of_all_rows_gives_the_same_bits(variant, monkeypatch):
+    """SCAFFOLD has one after training, FedALA one before it."""
+    recorded = trained(variant, backend="batched", chunk=3)
+    monkeypatch.setattr(batched, "MAX_RECORDED_SAMPLES", 0)
+    plain = trained(variant, backend="batched", chunk=3)
+    for group, params in plain.values.items():
+        assert_close(recorded.values[group], params, 0.0)
 
 
 @each_backend

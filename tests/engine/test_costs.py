@@ -132,7 +132,7 @@ def changed_by_server(simulation, state, round, group):
     """Whether the server's update gives a client of the round other PRIVATE values than the client has trained."""
     if simulation.method.server.update is None:
         return False
-    after = State.of({name: tensor.clone() for name, tensor in state.tensors().items()})
+    after = copied(state)
     simulation.train(after, round)
     k = int(simulation.cohort(round)[0])
     trained = simulation.train_chunk(state, round, np.array([k]), torch.ones(1, dtype=torch.float64)).values
@@ -155,7 +155,7 @@ def made_by_server(simulation, state):
 
 def ignored(simulation, state, round):
     """Groups that are said not to travel up in this round, and that it leaves as they were whoever took part."""
-    after = State.of({name: tensor.clone() for name, tensor in state.tensors().items()})
+    after = copied(state)
     simulation.train(after, round)
     before = state.values
     return {
@@ -254,10 +254,19 @@ def late_rounds(variant, model):
     simulation = simulate(variant, model=model, clusters=3)
     if min(Counter(map(simulation.phases, range(1, simulation.settings.rounds + 1))).values(), default=0) == 1:
         simulation = simulate(variant, model=model, clusters=3, rounds=4 * simulation.settings.rounds)
+    state = simulation.start()
     if simulation.method.phases == ():
-        return [(simulation, simulation.start(), simulation.start(), 1)]
+        return [(simulation, state, state, 1)]
     last = {simulation.phases(round): round for round in range(2, simulation.settings.rounds + 1)}
-    return [(simulation, train(simulation, round - 2), train(simulation, round - 1), round) for round in last.values()]
+    states = {0: copied(state)}
+    for round in range(1, max(last.values())):
+        simulation.train(state, round)
+        states[round] = copied(state)
+    return [(simulation, states[round - 2], states[round - 1], round) for round in last.values()]
+
+
+def copied(state):
+    return State.of({name: tensor.clone() for name, tensor in state.tensors().items()})
 
 
 @pytest.mark.parametrize(("variant", "model"), CASES)
@@ -435,7 +444,7 @@ def set_by_server(simulation, state, round):
 
     server = replace(simulation.method.server, update=watched)
     method = replace(simulation.method, server=server)
-    after = State.of({name: tensor.clone() for name, tensor in state.tensors().items()})
+    after = copied(state)
     Simulation(method, simulation.data, simulation.settings, simulation.execution).train(after, round)
     return {group for group in groups if method.groups[group].scope is Scope.PRIVATE}
 

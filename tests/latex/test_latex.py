@@ -59,11 +59,21 @@ def test_a_report_compiles(compiled: Callable[[Path], str], suite_runs: list[Run
     assert "n = 3 seeds where no other n is given" in (folder / "tables" / "main.tex").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("suite", ["paper_mnist_reduced", "methods"])
-def test_the_report_of_reference_results_compiles(compiled: Callable[[Path], str], tmp_path: Path, suite: str) -> None:
-    """Some runs of `methods` need a data set that is not in the archive, so the report is partial."""
+FEW = ["fedavg", "local", "local_adaptor", "ensemble", "fedit", "floral_1", "floral_10"]
+
+
+@pytest.mark.parametrize(
+    ("suite", "selected"),
+    [("paper_mnist_reduced", {}), ("methods", {"tasks": ["digits_rotate"]}), ("methods", {"variants": FEW})],
+    ids=["paper_mnist_reduced", "all methods on one task", "few methods on all tasks"],
+)
+def test_the_report_of_reference_results_compiles(
+    compiled: Callable[[Path], str], tmp_path: Path, suite: str, selected: dict[str, list[str]]
+) -> None:
+    """The report of all runs of `methods` takes minutes, so it is made in two parts."""
     restore_archive(suite, tmp_path / "results", ROOT / "reports" / "reference")
-    folder = report(suite, suites.suite_runs(suite), tmp_path / "results", tmp_path / "reports", partial=True).parent
+    runs = suites.suite_runs(suite, **selected)
+    folder = report(suite, runs, tmp_path / "results", tmp_path / "reports", partial=True).parent
     assert (folder / "tables" / "compact.tex").is_file() and list((folder / "figures").glob("*.pdf"))
     check(compiled(folder))
 

@@ -111,6 +111,91 @@ def small(outputs: int, width: float = 1.0) -> nn.Module:
     return Small(outputs, max(1, round(5 * width)))
 
 
+def frozen_norm(outputs: int) -> nn.Module:
+    """The module `small` with a batch norm that is not trained."""
+    module = small(outputs)
+    module.get_submodule("norm").requires_grad_(False)
+    return module
+
+
+def scaled_norm(outputs: int) -> nn.Module:
+    """The module `small` with the initial values of the last norm in a residual block."""
+    module = small(outputs)
+    nn.init.zeros_(module.get_parameter("norm.weight"))
+    nn.init.constant_(module.get_parameter("norm.bias"), 0.5)
+    return module
+
+
+class Attentive(nn.Module):
+    """An encoder of PyTorch for 4×4 images, whose rows are tokens, with dropout of attention weights."""
+
+    def __init__(self, outputs: int, dropout: float) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
+        layer.self_attn.dropout = dropout
+        self.encoder, self.out = nn.TransformerEncoder(layer, 1), nn.Linear(4, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.encoder(x.squeeze(1)).mean(1))
+
+
+def attentive(outputs: int, dropout: float = 0.4) -> nn.Module:
+    return Attentive(outputs, dropout)
+
+
+class Auxiliary(nn.Module):
+    """A linear model of 4×4 images with a second linear layer, which is called last and does not change the outputs."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.hidden, self.out, self.side = nn.Linear(16, 6), nn.Linear(6, outputs), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.hidden(x.flatten(1))
+        logits = self.out(x)
+        self.side(x)
+        return logits
+
+
+def auxiliary(outputs: int) -> nn.Module:
+    return Auxiliary(outputs)
+
+
+class ScaledNorm(nn.BatchNorm1d):
+    """A batch norm with a forward function of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class EvaluatedNorm(nn.BatchNorm1d):
+    """A batch norm that never leaves evaluation."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        del mode
+        return super().train(False)
+
+
+NORMS = {
+    "without scale": lambda: nn.BatchNorm1d(16, affine=False),
+    "subclass": lambda: ScaledNorm(16),
+    "subclass without scale": lambda: ScaledNorm(16, affine=False),
+    "synchronised": lambda: nn.SyncBatchNorm(16),
+    "of volumes": lambda: nn.Sequential(nn.Unflatten(1, (2, 2, 2, 2)), nn.BatchNorm3d(2), nn.Flatten()),
+    "evaluated": lambda: EvaluatedNorm(16),
+    "cumulative": lambda: nn.BatchNorm1d(16, momentum=None),
+    "without statistics": lambda: nn.BatchNorm1d(16, track_running_stats=False),
+    "instance": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 8)), nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten()
+    ),
+}
+
+
+def normed(outputs: int, norm: str) -> nn.Module:
+    """A linear model of 4×4 images with a norm of another kind than `small`."""
+    return nn.Sequential(nn.Flatten(), NORMS[norm](), nn.Linear(16, outputs))
+
+
 # ------------------------------------------------------------------------------------- modules with something special
 
 
@@ -123,14 +208,20 @@ class Special(nn.Module):
         self.hidden, self.middle, self.out = nn.Linear(16, 6), nn.Linear(6, 6), nn.Linear(6, outputs)
         self.register_buffer("steps", torch.zeros(1, dtype=torch.long))
         self.register_buffer("mean", torch.zeros(6))
-        if does == "ties":
+        if does.startswith("ties"):
             self.middle = nn.Linear(6, 6)
             self.extra = nn.Linear(6, 6)
             self.extra.weight = self.middle.weight
 
     def forward(self, x: Tensor) -> Any:
+        if self.does == "follows its parameters":
+            first = next(self.parameters())
+            x = x.to(first.device).to(self.middle.weight.dtype).type_as(self.out.bias) + first.new_zeros(1)
+            x = x + torch.zeros_like(self.out.bias).sum().to(self.out.weight)
         x = F.relu(self.hidden(x.flatten(1)))
         match self.does:
+            case "transposes the weight":
+                x = x + F.linear(self.middle(x), self.middle.weight.t())
             case "drops":
                 x = F.dropout(x, 0.5, self.training)
             case "mixes":
@@ -149,6 +240,8 @@ class Special(nn.Module):
                 x = x + self.middle.weight.mean()
             case "ties":
                 x = self.extra(x)
+            case "ties and reads the weight":
+                x = self.extra(x) + self.extra.weight.mean()
             case "detaches":
                 return self.out(x).detach()
         x = self.out(self.middle(F.relu(self.middle(x))) if self.does == "repeats" else self.middle(x))

@@ -16,7 +16,7 @@ from floral.core.spec import Refused
 from floral.core.streams import Stream
 from floral.engine import execution
 from floral.models import module
-from floral.nn.model import Model
+from floral.nn.model import SEED, Model
 from floral.nn.modules.inputs import Inputs
 from floral.nn.modules.routed import logits_of
 from floral.nn.modules.wrap import built as module_built
@@ -24,6 +24,7 @@ from floral.nn.modules.wrap import wrap
 from floral.toolkit.prepared import summary
 
 PLAIN = Path(__file__).with_name("plain.py")
+ANY = Stream(0, "model")
 
 
 def built(function: str, **arguments: Any) -> Model:
@@ -42,7 +43,13 @@ def by_hand(does: str, state: dict[str, torch.Tensor]) -> torch.nn.Module:
     return original.eval()
 
 
-@pytest.mark.parametrize("does", ["repeats", "reads the weight", "ties", "returns an object", "returns a dictionary"])
+SERVED = [
+    "repeats", "reads the weight", "transposes the weight", "ties", "ties and reads the weight",
+    "follows its parameters", "returns an object", "returns a dictionary",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("does", SERVED)
 def test_a_module_serves_what_it_computes_itself(does: str) -> None:
     model = built("special", does=does)
     assert model.sequential is None and not model.draws
@@ -100,10 +107,59 @@ def test_methods_train_a_module_of_unknown_layers(variant: str) -> None:
     assert len({name.rpartition("lstm.")[2] for name in moved}) == 4
 
 
+def test_attention_with_dropout_has_adaptors_and_the_random_numbers_of_the_module() -> None:
+    """A training pass from a seed is that of the module after the same seed; only `loop` can be used."""
+    model, original = built("attentive"), plain.attentive(CLASSES)
+    assert model.draws and "set `dropout` of nn.MultiheadAttention to 0" in str(model.sequential)
+    params, x, seed = model.init(ANY), torch.rand(4, 4, 4), torch.full((4,), 0.25)
+    original.load_state_dict({in_file: params[name] for name, (in_file, _) in model.names.items()})
+    torch.manual_seed(int(0.25 * 2**48))
+    with torch.random.fork_rng([]):
+        ours, _ = model(params, {}, x, {SEED: seed}, torch.ones(4))
+    torch.testing.assert_close(ours, original.train()(x.unsqueeze(1)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(model(params, {}, x, None, None)[0], original.eval()(x.unsqueeze(1)), rtol=0, atol=1e-5)
+    adapted = {
+        name.rpartition(".")[0] for name in simulate("floral_1", model=task("attentive")).start().values["adaptors"]
+    }
+    assert {"encoder.layers.0.self_attn.in_proj", "encoder.layers.0.self_attn.out_proj"} <= adapted
+
+
+@pytest.mark.parametrize("norm", list(plain.NORMS)[:6])
+def test_a_batch_norm_of_any_class_has_its_statistics(norm: str) -> None:
+    """A training pass gives the outputs and the statistics of the module; padding does not reach them."""
+    model, original = built("normed", norm=norm), plain.normed(CLASSES, norm)
+    params, x = model.init(ANY), torch.rand(4, 4, 4)
+    state = {
+        in_file: (params | model.statistics() | model.constants)[name] for name, (in_file, _) in model.names.items()
+    }
+    original.load_state_dict(state, strict=False)
+    ours, statistics = model(params, model.statistics(), x, {}, torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    torch.testing.assert_close(ours[:3], original.train()(x[:3]), rtol=0, atol=1e-5)
+    theirs = original.state_dict()
+    assert all(key in model.names for key in statistics) and bool(statistics) == (norm != "evaluated")
+    for name, value in statistics.items():
+        torch.testing.assert_close(value, theirs[model.names[name][0]], rtol=0, atol=1e-6)
+    served, _ = model(params, statistics, x, None, None)
+    torch.testing.assert_close(served, original.eval()(x), rtol=0, atol=1e-5)
+
+
+UNSUPPORTED = {
+    "cumulative": "the layer 1 cannot be used: BatchNorm1d has `momentum=None`, .*; set it to 0.1",
+    "without statistics": "the layer 1 .*: BatchNorm1d has `track_running_stats=False`, so that pred.*; remove it",
+    "instance": "the layer 1.1 .*: InstanceNorm1d has `track_running_stats=True`, .*; remove it, or use batch norm",
+}
+
+
+@pytest.mark.parametrize(("norm", "message"), UNSUPPORTED.items(), ids=UNSUPPORTED)
+def test_an_option_of_a_norm_that_is_not_supported_is_named(norm: str, message: str) -> None:
+    with pytest.raises(Refused, match=message):
+        built("normed", norm=norm)
+
+
 REFUSED = {
     "draws with numpy": "two training passes on the same samples differ; .*PyTorch's default generator",
-    "counts": "the forward pass changes steps, .*batch norm",
-    "averages": "the forward pass changes mean, .*batch norm",
+    "counts": "the forward pass changes steps, .*batch norm.*; keep the buffer constant",
+    "averages": "the forward pass changes mean, .*batch norm.*; keep the buffer constant",
     "returns a pair": "the module returns tuple, not logits; return a tensor",
     "squeezes": r"returns a tensor of shape \[5\] for 1 sample.*do not squeeze",
     "detaches": "no parameter gets a gradient",
@@ -121,6 +177,10 @@ def test_layers_whose_weight_is_used_elsewhere_are_not_adapted() -> None:
     tied = built("special", does="ties").layers
     assert {tied["middle"].tied, tied["extra"].tied} == {None, "middle"}
     assert "middle" not in built("special", does="reads the weight").layers
+
+
+def test_layers_whose_device_and_data_type_are_read_are_adapted() -> None:
+    assert {"hidden", "middle", "out"} <= built("special", does="follows its parameters").layers.keys()
 
 
 WRONG = {
@@ -142,6 +202,22 @@ def test_a_wrong_build_is_an_error_with_the_remedy(build: str, message: str) -> 
     with pytest.raises(Refused, match=message):
         module.build((4, 4), CLASSES, build=build)
     assert make_run(model={"kind": "module", "build": build}, data="digits").hash8
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    {
+        "{}['units']": r"KeyError: 'units' \(.*net\.py, line 2, in make\)",
+        "assert outputs == 0": r"AssertionError \(.*net\.py, line 2, in make\)",
+        "__import__('json').loads('{')": r"JSONDecodeError: .* \(.*net\.py, line 2, in make\)",
+        "import no_package": r"ModuleNotFoundError: No module named 'no_package' \(.*net\.py, line 2, in make\)",
+        "raise SystemExit(2)": r"SystemExit: 2 \(.*net\.py, line 2, in make\)",
+    }.items(),
+)
+def test_an_error_in_build_names_the_line_of_the_user(line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(f"def make(outputs):\n    {line}\n")
+    with pytest.raises(Refused, match=rf"net\.py:make fails: {message}; correct this code"):
+        module.build((4, 4), CLASSES, build=f"{tmp_path / 'net.py'}:make")
 
 
 def test_a_method_that_widens_the_model_asks_build_for_width() -> None:

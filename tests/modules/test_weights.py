@@ -11,14 +11,18 @@ from federations import FIRST, fitting, make_run, simulate, train
 from safetensors.torch import save_file
 
 from floral.config.reading import ConfigError
+from floral.config.schema.task import Model as Keys
 from floral.core.spec import Refused
+from floral.core.streams import Stream
 from floral.models import module
 from floral.nn.modules.wrap import built as module_built
-from floral.toolkit.prepared import near, read
+from floral.toolkit.prepared import near, prepared, read
 
 PLAIN = Path(__file__).with_name("plain.py")
 MODULE = {"kind": "module", "build": f"{PLAIN}:small"}
 MLP = {"kind": "mlp", "hidden": 5}
+AUXILIARY = f"{PLAIN}:auxiliary"
+ANY = Stream(0, "model")
 
 
 def pretrained(path: Path, **change: torch.Tensor | None) -> str:
@@ -46,6 +50,38 @@ def test_a_declared_model_starts_from_a_file_too(tmp_path: Path) -> None:
     save_file({name: tensor.float() + 1 for name, tensor in first.items()}, tmp_path / "mlp.safetensors")
     start = simulate(model={**MLP, "weights": str(tmp_path / "mlp.safetensors")}).start().values["base"]
     assert all(torch.equal(start[name], (first[name].float() + 1).double()) for name in first)
+
+
+@pytest.mark.parametrize("held", ["middle.weight", "extra.weight"])
+@pytest.mark.parametrize("does", ["ties", "ties and reads the weight"])
+def test_one_name_of_a_tied_weight_is_enough(tmp_path: Path, held: str, does: str) -> None:
+    """`save_model` of safetensors keeps one name only. `ignore` of the missing name does not lose the value."""
+    path, model = tmp_path / "tied.safetensors", {"kind": "module", "build": f"{PLAIN}:special"}
+    state = module_built(lambda: module.function_of(f"{PLAIN}:special")(does, 5), 3).state_dict()
+    both = {"middle.weight", "extra.weight"}
+    save_file({name: t for name, t in state.items() if t.is_floating_point() and name not in both - {held}}, path)
+    for ignore in ([], sorted(both - {held})):
+        keys = {**model, "arguments": {"does": does}, "weights": str(path), "ignore": ignore}
+        base = simulate(model=keys).start().values["base"]
+        tied = [t for name, t in base.items() if name.startswith(("middle.weight", "extra.weight"))]
+        assert len(tied) == 1 and torch.equal(tied[0].float(), state["middle.weight"])
+    different = {name: t + (name == "extra.weight") for name, t in state.items() if t.is_floating_point()}
+    save_file(different, path)
+    with pytest.raises(ConfigError, match="are the same parameter in the model, but the file has different values; na"):
+        simulate(model={**model, "arguments": {"does": does}, "weights": str(path)})
+
+
+def test_statistics_of_a_batch_norm_that_the_module_freezes_are_read(tmp_path: Path) -> None:
+    weights = Keys(kind="module", weights=pretrained(tmp_path))
+    model = prepared(
+        module.build((4, 4), 5, build=f"{PLAIN}:frozen_norm"), weights, "trained", shape=(4, 4), width=1, stream=ANY
+    )
+    assert torch.equal(model.constants["norm.mean"], torch.full((4,), 0.25))
+
+
+def test_the_scale_and_shift_of_a_batch_norm_are_those_that_build_sets() -> None:
+    start = module.build((4, 4), 5, build=f"{PLAIN}:scaled_norm").init(ANY)
+    assert torch.equal(start["norm.weight"], torch.zeros(4)) and torch.equal(start["norm.bias"], torch.full((4,), 0.5))
 
 
 WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
@@ -152,6 +188,30 @@ def test_patterns_choose_what_is_frozen_and_what_is_adapted() -> None:
     assert not {"norm.weight", "norm.mean", "conv.weight"} & {*state["base"], *state.get("statistics", {})}
     head = simulate("fedper", model={**MODULE, "head": "hidden"}).start().values["head"]
     assert set(head) == {"hidden.weight", "hidden.bias"}
+
+
+NOT_TRAINED = {
+    "all": ({"freeze": ["*"]}, {}, "trains nothing, because `freeze` names all parameters of the model; leave"),
+    "unused": ({"build": AUXILIARY, "freeze": ["[!s]*"]}, {},
+               "`freeze` leaves only side.weight, side.bias trained, without effect on the outputs; change `freeze`"),
+    "wrong head": ({"build": AUXILIARY, "head": "side"}, {"base": "frozen"},
+                   "but side has no effect on the outputs; name the layer that makes the outputs as `head`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("keys", "how", "message"), NOT_TRAINED.values(), ids=NOT_TRAINED)
+def test_a_run_that_cannot_train_is_refused(keys: Any, how: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        simulate(model={**MODULE, **keys}, **how)
+
+
+def test_a_method_with_adaptors_trains_these_if_the_model_is_frozen() -> None:
+    assert simulate("fedit", model={**MODULE, "freeze": ["*"]}).start().values
+
+
+def test_an_auxiliary_layer_that_is_called_last_is_not_the_head() -> None:
+    model = {"kind": "module", "build": AUXILIARY}
+    assert set(simulate("fedper", model=model).start().values["head"]) == {"out.weight", "out.bias"}
 
 
 @pytest.mark.parametrize("backend", ["loop", "vmap", "batched"])

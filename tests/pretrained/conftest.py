@@ -1,21 +1,14 @@
-"""Fixtures: files of real networks, a small BERT, and a small tokenizer."""
+"""Fixtures: a small BERT, and a small tokenizer."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from safetensors.torch import save_file
 from skips import package
 from tiny_bert import CONFIG, WORDS, tensors
-
-from floral.config import data_sets
-from floral.data import sources
-from floral.stages.fetch import data_folders, fetch
 
 
 @pytest.fixture
@@ -43,23 +36,3 @@ def tokenizer(tmp_path: Path) -> Path:
     made.save(str(folder / "tokenizer.json"))
     (folder / "config.json").write_text(json.dumps(CONFIG))
     return folder
-
-
-DEBIAN = Path("/usr/share/datasets")
-"""Where Debian's packages of data sets put their files."""
-
-
-@pytest.fixture(scope="session")
-def stored(missing: Callable[[str], NoReturn], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A function that stores an entry of config/data.lock, and returns the folder of the results."""
-    results = tmp_path_factory.mktemp("stored")
-
-    def store(name: str) -> Path:
-        folders = (*(data_folders(None) if os.environ.get("FLORAL_DATA") else ()), DEBIAN)
-        for file in data_sets.data_lock()[name].files:
-            if not sources.is_there(file, results / "none", folders):
-                missing(f"FLORAL_DATA has no {file.path}, and {DEBIAN} neither; .ci/setup installs Fashion-MNIST there")
-        fetch(name, results, Path(os.pathsep.join(map(str, folders))))
-        return results
-
-    return store

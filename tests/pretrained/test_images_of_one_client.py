@@ -15,11 +15,19 @@ from floral.config.run import Run
 from floral.data.stored import read_data
 from floral.stages.partition import partition
 
+
+def run_of(name: str) -> Run:
+    variant, fidelity = catalogue.variant("fedavg"), catalogue.fidelity("corrected")
+    return Run(task=catalogue.task(name), variant=variant, seed=0, fidelity=fidelity)
+
+
 IMAGES = [
     name for name in catalogue.names("tasks")
     if isinstance(data := catalogue.task(name).data, str) and data not in ("nothing", "cifar10", "cifar100", "femnist")
     and catalogue.task(name).per is None and not catalogue.task(name).thresholds
 ]  # fmt: skip
+PARTITIONS = list({run_of(name).partition.folder: name for name in IMAGES}.values())
+"""A task of each partition. Several tasks have the same partition."""
 
 REPEATED = {"cifar100_jpeg90": 26}
 """Data set → images that its publishers have in several rows, some with different labels."""
@@ -33,11 +41,10 @@ def held_twice(table: pl.DataFrame, train_x: np.ndarray, test_x: np.ndarray) -> 
     return [places for places in holders.values() if len(places) > 1]
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", PARTITIONS)
 def test_no_image_is_held_by_two_clients_or_two_splits(name: str, stored: Callable[[str], Path]) -> None:
-    task = catalogue.task(name)
-    results = stored(str(task.data))
-    run = Run(task=task, variant=catalogue.variant("fedavg"), seed=0, fidelity=catalogue.fidelity("corrected"))
+    run = run_of(name)
+    task, results = run.task, stored(str(run.task.data))
     folder = partition(run.partition, results, task)
     table = pl.read_parquet(folder / "partition.parquet")
     _, arrays = read_data(str(task.data), results)

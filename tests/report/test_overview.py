@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import polars as pl
+import pytest
 from run_folders import make_run
 
 from floral.report.collect import Collected, collect
@@ -41,25 +42,37 @@ def test_an_answer_names_the_best_how_far_the_reference_is_and_what_sends_least(
         "ensemble": [90.0, 91.0, 92.0], "fedavg": [88.5, 89.5, 90.4], "floral_1": [80.0, 81.1, 81.9],
         "local": [70.0, 70.0, 70.0], "constant": [99.0, 99.0, 99.0],
     }))  # fmt: skip
-    assert (said.best, said.claim) == (["Ensemble (91.0 %)"], "is the best")
-    assert said.note == "3 of 4 are worse; 3 seeds"
-    assert said.reference == "81.0 %; \u221210.0 ± 0.2 points: worse"
-    assert said.cheapest == "FedAvg (89.5 %, 1\u202fkB)"  # Local sends nothing, but is 21 points lower
+    assert (said.named, said.claim) == ([("ensemble", "91.0 %")], "is the best")
+    assert said.note == "3 of 4 are shown to be worse; 3 seeds"
+    assert said.reference == "81.0 %; 10.0 ± 0.2 points lower: worse"
+    assert said.cheapest == ("fedavg", "89.5 %, 1\u202fkB")  # Local sends nothing, but is 21 points lower
 
 
 def test_an_answer_does_not_decide_what_the_seeds_do_not(results, write):
     near = {"floral_1": [90.0, 91.0, 92.0], "local": [89.0, 91.5, 91.9], "fedavg": [89.9, 90.0, 92.2]}
     said = answered(results_of(results, write, near))
-    assert said.claim == "cannot be told apart" and len(said.members) == 3
-    assert said.note == "3 seeds; Local varies most: it may be 2.1 points worse"
-    assert said.cheapest == "Local (90.8 %, sends nothing)"
+    assert [method for method, _ in said.named] == said.near == ["floral_1", "local", "fedavg"]
+    assert said.note == "no method is shown to be worse; 3 seeds" and said.far == [] and said.claim == ""
+    assert said.cheapest == ("local", "90.8 %, sends nothing")
+
+
+def test_a_method_that_is_far_below_but_varies_is_not_among_the_best_means(results, write):
+    collected = results_of(results, write, {
+        "ensemble": [92.0, 93.0, 94.0], "floral_1": [91.25, 92.55, 93.05], "local": [99.0, 50.0, 61.0],
+        "fedavg": [50.0, 60.0, 99.0],
+    })  # fmt: skip
+    said = answered(collected)
+    assert said.named == [("ensemble", "93.0 %"), ("floral_1", "92.3 %")] and said.far == ["local", "fedavg"]
+    assert said.reference == "92.3 %; 0.7 ± 0.6 points lower: not decided after Holm"  # of three comparisons
+    (task,) = overview(collected, styles(collected))["tasks"]
+    assert (task["near"], task["far"]) == (["ensemble", "floral_1"], ["local", "fedavg"])
 
 
 def test_too_few_seeds_and_missing_runs_decide_nothing(results, write):
     one = results_of(results, write, {"floral_1": [90.0], "local": [80.0]})
-    assert answered(one).claim == "has the best mean" and answered(one).members == []
+    assert answered(one).claim == "have the best means: not decided" and answered(one).near == []
     missing = results_of(results / "other", write, {"floral_1": [90.0, 91.0], "local": [80.0, 81.0]}, written=0)
-    assert answered(missing).claim == "not decided" and answered(missing).best == []
+    assert answered(missing).claim == "not decided" and answered(missing).named == []
 
 
 def test_two_seeds_are_named_as_too_few_for_intervals(results, write):
@@ -75,7 +88,10 @@ def test_the_overview_has_the_numbers_of_every_cell(results, write):
     methods = {method["id"]: method for method in numbers["methods"]}
     cell = methods["fedavg"]["cells"]["digits_rotate"]
     assert (cell["text"], cell["rank"], cell["bytes"]) == ("76.0", 2.0, 1000)
-    assert cell["difference"]["text"] == "\u22125.0" and cell["difference"]["verdict"] == "worse"
+    assert cell["difference"]["text"] == "\u22125.0" and cell["difference"]["p"] < 0.05
+    assert [run[1] for run in cell["seeds"]] == [75.0, 77.0] and numbers["quantiles"]["2"] == pytest.approx(
+        12.706, abs=1e-3
+    )
     assert [run[3].rpartition("-")[0] for run in cell["seeds"]] == [f"digits_rotate/fedavg/seed{s}" for s in (0, 1)]
     assert "rank" not in methods["constant"]["cells"]["digits_rotate"], "a control has no rank"
 
@@ -84,8 +100,8 @@ def test_near_the_best_is_a_ratio_of_errors_and_points_of_accuracies(results):
     runs = [make_run(task, "fedavg", 0) for task in ("digits_rotate", "synthetic_linear")]
     configurations = collect("quickstart", runs, results).configurations
     accuracy, error = (near_the_best([item]) for item in configurations)
-    assert (accuracy, error) == ("within 2 points", "within 1.1 times the best error")
-    assert near_the_best(configurations) == "within 2 points, or within 1.1 times the best error"
+    assert (accuracy, error) == ("within 2 points of the best", "within 1.1 times the smallest error")
+    assert near_the_best(configurations) == f"{accuracy}, or {error}"
 
 
 def test_two_configurations_of_a_task_are_told_apart_by_their_labels(results):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from printed import read_page
-from run_folders import CLIENTS, COSTS, accuracy, make_run
+from run_folders import CLIENTS, COSTS, accuracy, make_run, write_suite
 
 from floral.config import catalogue
 from floral.config.reading import ConfigError
@@ -46,13 +47,22 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A folder with the results and the report of `write_suite`. Building it takes seconds, so the tests share it."""
+    folder = tmp_path_factory.mktemp("whole")
+    report("quickstart", write_suite(folder / "results"), folder / "results", folder / "reports", partial=True)
+    return folder
+
+
 @pytest.fixture
-def built(tmp_path, results, suite_runs) -> Path:
-    report("quickstart", suite_runs, results, tmp_path / "reports", partial=True)
+def built(tmp_path, whole) -> Path:
+    """The folder of a report, in a copy of `whole` that a test may change."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     return tmp_path / "reports" / "quickstart"
 
 
-def test_summary_has_one_row_per_run(built, suite_runs):
+def test_summary_has_one_row_per_run(suite_runs, built):
     summary = pl.read_parquet(built / "summary.parquet")
     assert summary.columns[: len(IDENTITY)] == list(IDENTITY)
     assert summary.height == len(suite_runs) == 15
@@ -119,7 +129,7 @@ def test_tables_are_latex(built):
     assert r"FLoRAL 1 \%" in main and r"$\pm$" in main and not set("−±–Δ") & set(main)
 
 
-def test_same_results_same_bytes(built, results, suite_runs):
+def test_same_results_same_bytes(suite_runs, results, built):
     first = contents(built)
     report("quickstart", suite_runs, results, built.parent, partial=True)
     assert contents(built) == first
@@ -132,7 +142,7 @@ def test_incomplete_suite_needs_partial(tmp_path, results, suite_runs):
     assert not (tmp_path / "reports").exists()
 
 
-def test_last_good_report_survives_a_failure(built, results, suite_runs):
+def test_last_good_report_survives_a_failure(suite_runs, results, built):
     before = contents(built)
     (results / suite_runs[0].folder / "metrics.parquet").write_bytes(b"torn")
     with pytest.raises(ConfigError, match="the result cannot be read"):

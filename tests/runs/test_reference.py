@@ -215,12 +215,12 @@ def test_a_newcomer_trains_nothing_and_gets_the_page(copy: Project) -> None:
     dry = copy.snakemake("-n")
     assert "3 runs taken from reports/reference (not in a dry run" in dry.stdout
     assert not copy.paths("results/train/*")
-    done = copy.snakemake()
+    done = copy.snakemake("--until", "report")
     assert done.returncode == 0, done.stdout
     assert "3 runs taken from reports/reference" in done.stdout and not copy.paths("results/partition/*")
     assert pl.read_parquet(table).drop("reference").equals(summary.drop("reference"))
     assert before.count("(reference tiny") == 0 and read_page(page).count("(reference tiny") == 3
-    again = copy.snakemake("reuse=false", "seeds=[0]", "variants=[fedavg]")
+    again = copy.snakemake("reuse=false", "seeds=[0]", "variants=[fedavg]", "--until", "train")
     assert again.returncode == 0, again.stdout
     assert len(copy.paths("results/train/*/fedavg/*/model.safetensors")) == 1
 

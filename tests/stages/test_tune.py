@@ -42,7 +42,7 @@ def test_values_are_missing_then_searched_then_used(project: Project) -> None:
     again = project.call("snakemake", "--profile", "local", "tuned", "--config", "suite=tiny")
     assert again.returncode != 0 and "nothing to tune" in again.stdout, again.stdout
 
-    done = project.snakemake()
+    done = project.snakemake("--until", "report")
     assert done.returncode == 0, done.stdout
     summary = pl.read_parquet(project.folder / "reports/tiny/summary.parquet")
     assert summary.filter("tuned")["variant"].to_list() == ["fedavg"] and summary.height == 3

@@ -43,13 +43,12 @@ def accuracy(simulation, state):
     return scores.mean(scores.accuracy), scores
 
 
-@pytest.mark.parametrize("clusters", [2, 3])
-@pytest.mark.parametrize("variant", BLIND)
+@pytest.mark.parametrize(("variant", "clusters"), [("fedavg", 2), *((variant, 3) for variant in BLIND)])
 def test_a_cluster_blind_model_is_right_at_most_once_in_c(variant, clusters, results):
-    """Exactly: of an image's C labels it can name one, before training and after each round."""
+    """Exactly: of an image's C labels it can name one, before training and after each of two rounds."""
     simulation = digits(variant, clusters, results)
     state = simulation.start()
-    for round in range(min(4, simulation.settings.rounds) + 1):
+    for round in range(min(2, simulation.settings.rounds) + 1):
         if round:
             simulation.train(state, round)
         value, scores = accuracy(simulation, state)

@@ -31,6 +31,10 @@ MAX_TAG_CHARACTERS = 5000
 """MLflow's limit for a tag of an experiment."""
 
 
+in_empty_store = pytest.mark.usefixtures("empty_store")
+"""The tests without this mark are those of the creation of a store."""
+
+
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     monkeypatch.chdir(ROOT)
@@ -85,6 +89,7 @@ def logged(results: Path, suite: str = "quickstart", kind: str = "seed") -> list
     return client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'")
 
 
+@in_empty_store
 def test_a_run_carries_parameters_curves_tags_and_files(
     runs: list[Run], write: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -106,6 +111,7 @@ def test_a_run_carries_parameters_curves_tags_and_files(
     assert files == {"run.yaml", "metrics.parquet", "clients.parquet", "summary.json", "costs.json"}
 
 
+@in_empty_store
 def test_tracking_twice_changes_nothing(runs: list[Run], write: Callable[..., Path], tmp_path: Path) -> None:
     for run in runs:
         write(run)
@@ -115,6 +121,7 @@ def test_tracking_twice_changes_nothing(runs: list[Run], write: Callable[..., Pa
     assert dump(tmp_path) == before
 
 
+@in_empty_store
 def test_a_run_that_was_half_logged_is_completed(runs: list[Run], write: Callable[..., Path], tmp_path: Path) -> None:
     for run in runs:
         write(run)
@@ -128,6 +135,7 @@ def test_a_run_that_was_half_logged_is_completed(runs: list[Run], write: Callabl
     assert dump(tmp_path) == before
 
 
+@in_empty_store
 def test_a_run_that_was_trained_again_replaces_the_old_one(
     runs: list[Run], write: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -151,6 +159,7 @@ def test_a_run_that_was_trained_again_replaces_the_old_one(
     assert [point.value for point in client.get_metric_history(child.info.run_id, "cost/base")] == [10]
 
 
+@in_empty_store
 def test_runs_with_earlier_names_of_metrics_are_logged_again(
     runs: list[Run], write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,6 +187,7 @@ def test_runs_with_earlier_names_of_metrics_are_logged_again(
     assert [found.info.run_id for found in logged(tmp_path, kind="report")] == [report]
 
 
+@in_empty_store
 def test_parameters_are_the_settings_that_differ_in_the_suite(
     runs: list[Run], write: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -198,6 +208,7 @@ def test_parameters_are_the_settings_that_differ_in_the_suite(
             assert ("seed" in found.data.params) == (kind == "seed")
 
 
+@in_empty_store
 def test_names_and_colours_are_those_of_the_report(runs: list[Run], write: Callable[..., Path], tmp_path: Path) -> None:
     """Two configurations of a task have distinct names, and every method has a colour of its own."""
     longer = [run.model_copy(update={"task": run.task.model_copy(update={"rounds": 7})}) for run in runs]
@@ -213,6 +224,7 @@ def test_names_and_colours_are_those_of_the_report(runs: list[Run], write: Calla
     assert f"fedavg on {runs[0].task.name}, rounds 7" in {run.info.run_name for run in found}
 
 
+@in_empty_store
 def test_views_are_saved_for_the_suite_and_each_task_and_changes_of_readers_stay(
     runs: list[Run], tmp_path: Path
 ) -> None:
@@ -237,6 +249,7 @@ def test_views_are_saved_for_the_suite_and_each_task_and_changes_of_readers_stay
     }
 
 
+@in_empty_store
 def test_what_the_suite_no_longer_has_is_archived(
     runs: list[Run], write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,6 +279,7 @@ def test_what_the_suite_no_longer_has_is_archived(
     assert "archived" not in capsys.readouterr().out
 
 
+@in_empty_store
 def test_the_report_is_attached_once(runs: list[Run], write: Callable[..., Path], tmp_path: Path) -> None:
     write(runs[0])
     page = tmp_path / "reports" / "quickstart" / "index.html"
@@ -323,6 +337,7 @@ def test_a_store_whose_making_was_killed_is_made_anew(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "track").iterdir()} == {"mlflow.db", "mlflow.db.lock"}
 
 
+@in_empty_store
 def test_processes_that_track_a_suite_at_once_log_each_run_once(
     runs: list[Run], write: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -92,7 +92,8 @@ def test_a_failed_run_leaves_its_reason_and_a_partial_report(copy: Project) -> N
     in_the_way = copy.folder / f"results/train/digits_rotate/fedavg/seed1-{hash8[1]}/metrics.parquet"
     (in_the_way / "not empty").mkdir(parents=True)
 
-    failed = copy.snakemake("variants=[fedavg]")
+    config = ("variants=[fedavg]", "--until", "report")  # tests/tracking track runs
+    failed = copy.snakemake(*config)
     assert failed.returncode != 0
     assert "partial report: reports/tiny/index.html" in failed.stdout, failed.stdout
     reason = json.loads(copy.path("results/train/digits_rotate/fedavg/seed1-*/failure.json").read_text())
@@ -100,10 +101,10 @@ def test_a_failed_run_leaves_its_reason_and_a_partial_report(copy: Project) -> N
     assert len(copy.paths("results/train/digits_rotate/fedavg/seed0-*/summary.json")) == 1
 
     shutil.rmtree(in_the_way)
-    second = copy.snakemake("variants=[fedavg]")
+    second = copy.snakemake(*config)
     assert second.returncode == 0, second.stdout
     assert "report: reports/tiny/index.html" in second.stdout
-    assert NOTHING in copy.snakemake("variants=[fedavg]").stdout
+    assert NOTHING in copy.snakemake(*config).stdout
 
 
 def test_a_partition_that_outlived_its_head_is_used(copy: Project) -> None:
@@ -120,6 +121,12 @@ def test_a_partition_that_outlived_its_head_is_used(copy: Project) -> None:
     assert (len(planned(copy, "partition")), len(planned(copy, "train"))) == (0, 3)
 
 
+def untrained(project: Project) -> Project:
+    """The project without its runs. Its data and its partition stay."""
+    shutil.rmtree(project.folder / "results" / "train")
+    return project
+
+
 def started(project: Project, pattern: str) -> subprocess.Popen[bytes]:
     """Start Snakemake in a new session and wait for a file of this pattern. Its output goes to output.txt."""
     command = [BIN / "snakemake", "--profile", "local", "--config", "suite=tiny", "variants=[fedavg,local]"]
@@ -134,7 +141,8 @@ def started(project: Project, pattern: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_after_the_head_was_killed_the_same_call_completes_and_no_run_is_trained_twice(project: Project) -> None:
+def test_after_the_head_was_killed_the_same_call_completes_and_no_run_is_trained_twice(copy: Project) -> None:
+    project = untrained(copy)
     suite = project.folder / "config/suites/tiny.yaml"
     suite.write_text(suite.read_text().replace("rounds: 2,", "rounds: 100,").replace("seeds: [0]", "seeds: [0, 1]"))
     runs = "results/train/digits_rotate/*/*"
@@ -154,7 +162,8 @@ def test_after_the_head_was_killed_the_same_call_completes_and_no_run_is_trained
     assert len(project.paths(f"{runs}/segments/*")) == 4
 
 
-def test_after_an_interrupt_the_same_call_continues(project: Project) -> None:
+def test_after_an_interrupt_the_same_call_continues(copy: Project) -> None:
+    project = untrained(copy)
     suite = project.folder / "config/suites/tiny.yaml"
     suite.write_text(suite.read_text().replace("rounds: 2,", "rounds: 100,"))
     interrupted = started(project, "results/train/digits_rotate/*/*/run.yaml")

@@ -9,15 +9,34 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from floral.core.spec import Refused
 from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Layer, Linear
 from floral.nn.norms import BatchNorm, GroupNorm, LayerNorm
 
-CallPart = Callable[[str, Tensor], Tensor]
-"""call(part, x) applies one part of a module; the part of a module with one layer is ""."""
+BATCH_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+INSTANCE_NORMS = nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
+
+
+class CallPart(Protocol):
+    """call(part, x) applies one part of a module; the part of a module with one layer is ""."""
+
+    @property
+    def training(self) -> bool: ...
+
+    def __call__(self, part: str, x: Tensor) -> Tensor: ...
+
+
+class Unsupported(Refused):
+    """Error: a layer has an option with which its running statistics cannot be kept here."""
+
+    def __init__(self, module: nn.Module, problem: str) -> None:
+        super().__init__(f"{type(module).__name__} has {problem}")
 
 
 @dataclass(frozen=True)
@@ -37,13 +56,13 @@ def declared(module: nn.Module) -> Declared | None:
     """Return a module as declared layers. Return None if PyTorch must compute the module.
 
     Hooks that run before the module may replace its parameters, so a module with such hooks is left to PyTorch. So are
-    subclasses with a forward function of their own, except those of linear layers and convolutions.
+    subclasses with a forward function of their own, except those of linear layers, convolutions and batch norm.
     """
     kind = next((kind for kind in KINDS if isinstance(module, kind)), None)
     if kind is None or module._forward_pre_hooks or hasattr(module, "parametrizations"):
         return None
     as_it_is = type(module).forward is kind.forward
-    result = KINDS[kind](module) if as_it_is or kind in PRODUCTS else None
+    result = KINDS[kind](module) if as_it_is or kind in SUBCLASSES else None
     held = {name for name, _ in module.named_parameters()}
     if result is None or not held <= result.names.keys():
         return None
@@ -114,23 +133,50 @@ def group_norm(module: nn.GroupNorm) -> Declared | None:
     return single(GroupNorm(module.num_channels, module.num_groups, module.eps), module) if module.affine else None
 
 
-def batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d) -> Declared | None:
-    if not module.affine or not module.track_running_stats or module.momentum is None:
+def batch_norm(module: BATCH_NORMS) -> Declared | None:
+    """Return a batch norm, unless the module applies it in training as in evaluation (`eval()` in its `train()`).
+
+    Raises:
+        Refused: the running statistics depend on more than the last ones and the batch, or there are none.
+    """
+    if not module.track_running_stats:
+        raise Unsupported(
+            module,
+            "`track_running_stats=False`, so that predictions depend on the rest of the batch; remove it",
+        )
+    if module.momentum is None:
+        raise Unsupported(module, "`momentum=None`, whose statistics need the number of batches; set it to 0.1")
+    if not module.training:
         return None
-    layer = BatchNorm(module.num_features, module.eps, module.momentum)
+    layer = BatchNorm(module.num_features, module.eps, module.momentum, module.affine)
     return single(layer, module, mean="running_mean", variance="running_var")
 
 
+def instance_norm(module: INSTANCE_NORMS) -> None:
+    """PyTorch computes instance norm.
+
+    Raises:
+        Refused: it has running statistics.
+    """
+    if module.track_running_stats:
+        raise Unsupported(
+            module, "`track_running_stats=True`, so that it has running statistics; remove it, or use batch norm"
+        )
+
+
 def attention(module: nn.MultiheadAttention) -> Declared | None:
-    """Return an attention block as two linear layers: `in_proj` makes queries, keys and values; then `out_proj`."""
-    if not module._qkv_same_embed_dim or module.bias_k is not None or module.add_zero_attn or module.dropout:
+    """Return an attention block as two linear layers: `in_proj` makes queries, keys and values; then `out_proj`.
+
+    Its dropout of attention weights draws from PyTorch's generator, as that of `nn.MultiheadAttention` does.
+    """
+    if not module._qkv_same_embed_dim or module.bias_k is not None or module.add_zero_attn:
         return None
     width, has_bias = module.embed_dim, module.in_proj_bias is not None
     names = {"in_proj_weight": ("in_proj", "weight"), "out_proj.weight": ("out_proj", "weight")}
     if has_bias:
         names |= {"in_proj_bias": ("in_proj", "bias"), "out_proj.bias": ("out_proj", "bias")}
     layers = {"in_proj": Linear(width, 3 * width, has_bias), "out_proj": Linear(width, width, has_bias)}
-    heads, batch_first = module.num_heads, module.batch_first
+    heads, batch_first, rate = module.num_heads, module.batch_first, module.dropout if module.training else 0.0
 
     def forward(
         call: CallPart,
@@ -158,6 +204,8 @@ def attention(module: nn.MultiheadAttention) -> Declared | None:
         if key_padding_mask is not None:
             scores = masked(scores, key_padding_mask[..., None, None, :])
         weights = scores.softmax(-1)
+        if rate and call.training:
+            weights = F.dropout(weights, rate)
         merged = (weights @ v).transpose(-3, -2).flatten(-2)
         out = call("out_proj", merged.transpose(0, 1) if not batch_first and query.dim() == 3 else merged)
         if not need_weights:
@@ -184,8 +232,14 @@ KINDS: Mapping[type[nn.Module], Callable[..., Declared | None]] = {
     nn.GroupNorm: group_norm,
     nn.BatchNorm1d: batch_norm,
     nn.BatchNorm2d: batch_norm,
+    nn.BatchNorm3d: batch_norm,
+    nn.SyncBatchNorm: batch_norm,
+    nn.InstanceNorm1d: instance_norm,
+    nn.InstanceNorm2d: instance_norm,
+    nn.InstanceNorm3d: instance_norm,
     nn.MultiheadAttention: attention,
 }
 """Class of PyTorch → function that declares a module of this class, or returns None."""
-PRODUCTS = nn.Linear, nn.Conv2d
-"""Classes whose subclasses may have a forward function of their own, which computes one product with the weight."""
+SUBCLASSES = nn.Linear, nn.Conv2d, *BATCH_NORMS.__args__, *INSTANCE_NORMS.__args__
+"""Classes whose subclasses may have a forward function of their own, which calls one function of PyTorch with the
+parameters, such as `F.linear`."""

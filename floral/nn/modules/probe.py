@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from floral.core.errors import first_line
 from floral.core.spec import Noise, Params, Refused
 from floral.core.streams import Stream
+from floral.nn.layers import WEIGHT_LAYERS, Linear
 from floral.nn.model import Model
 from floral.nn.modules.inputs import Inputs
-from floral.nn.modules.routed import logits_of
+from floral.nn.modules.routed import Placeholder, logits_of
 
 TOLERANCE = 1e-4
 """Largest difference between two results in float32 that count as equal, relative to the largest entry."""
@@ -52,7 +53,8 @@ def probed(model: Model, module: nn.Module, inputs: Inputs, outputs: int) -> Mod
         )
     draws = advances_generator(model, params, statistics, x)
     model = replace(model, draws=draws)
-    check_training(model, params, statistics, x)
+    without_gradient = check_training(model, params, statistics, x)
+    model = replace(model, head=head_with_gradient(model, without_gradient))
     model = replace(model, mixes=mixes(model, params, statistics, x))
     return replace(model, sequential=why_sequential(model, params, statistics, x))
 
@@ -104,9 +106,14 @@ def advances_generator(model: Model, params: Params, statistics: Params, x: Tens
     return not torch.equal(before, torch.get_rng_state())
 
 
-def check_training(model: Model, params: Params, statistics: Params, x: Tensor) -> None:
-    """Raise Refused if a training pass is not repeatable, has no gradient, or changes values of the module."""
-    noise, buffers = noise_of(model, 3), dict(model.forward.skeleton(x).module.named_buffers())  # type: ignore[attr-defined]
+def check_training(model: Model, params: Params, statistics: Params, x: Tensor) -> set[str]:
+    """Return the parameters that do not change the outputs.
+
+    Raises:
+        Refused: a training pass is not repeatable, has no gradient, or changes values of the module.
+    """
+    noise, tensors = noise_of(model, 3), model.forward.skeleton(x).module.named_buffers()  # type: ignore[attr-defined]
+    buffers = {name: buffer for name, buffer in tensors if not isinstance(buffer, Placeholder)}
     held = {name: buffer.clone() for name, buffer in (*buffers.items(), *model.constants.items())}
     leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
     with torch.no_grad():
@@ -115,7 +122,7 @@ def check_training(model: Model, params: Params, statistics: Params, x: Tensor) 
     if changed := [name for name, before in held.items() if not torch.equal(before, now[name])]:
         raise Refused(
             f"the forward pass changes {changed[0].removesuffix('.value')}, which is a buffer outside of PyTorch's "
-            "batch norm layers; keep the buffer constant, or use nn.BatchNorm1d or nn.BatchNorm2d"
+            "batch norm layers; keep the buffer constant in the forward pass, or leave out the layer that has it"
         )
     first, _ = model(leaves, statistics, x, noise, torch.ones(3))
     # The second pass records gradients too, because without them other kernels may round differently.
@@ -127,6 +134,20 @@ def check_training(model: Model, params: Params, statistics: Params, x: Tensor) 
         )
     if not first.requires_grad:
         raise Refused("no parameter gets a gradient; do not use `no_grad` or `detach` on the way to the outputs")
+    gradients = torch.autograd.grad(first.sum(), list(leaves.values()), allow_unused=True)
+    return {name for name, gradient in zip(leaves, gradients, strict=True) if gradient is None}
+
+
+def head_with_gradient(model: Model, without_gradient: Collection[str]) -> str | None:
+    """Return the head, if the last layer with weights does not change the outputs, as an auxiliary one may; else None.
+
+    It is then the last linear layer that changes the outputs.
+    """
+    weighted = [name for name, layer in model.layers.items() if isinstance(layer, WEIGHT_LAYERS)]
+    if not weighted or f"{weighted[-1]}.weight" not in without_gradient:
+        return None
+    used = [name for name in weighted if f"{name}.weight" not in without_gradient]
+    return next((name for name in reversed(used) if isinstance(model.layers[name], Linear)), None)
 
 
 def mixes(model: Model, params: Params, statistics: Params, x: Tensor) -> bool:
@@ -143,7 +164,7 @@ def why_sequential(model: Model, params: Params, statistics: Params, x: Tensor) 
     if model.draws:
         return (
             "the module draws random numbers by itself, e.g. by `F.dropout`, so only the backend `loop` can be used; "
-            "replace them by nn.Dropout layers to use all backends"
+            "replace them by nn.Dropout layers to use all backends, and set `dropout` of nn.MultiheadAttention to 0"
         )
     if model.mixes:
         return f"the module mixes the samples of a batch, which padding must not reach; {ADVICE}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from floral.core.streams import Shapes, Stream
 from floral.nn.layers import Embedding, Layer, Linear
 from floral.nn.model import Call, Model, by_layer
 from floral.nn.modules.inputs import Inputs
-from floral.nn.modules.leaves import Declared, declared
+from floral.nn.modules.leaves import Declared, Unsupported, declared
 from floral.nn.modules.probe import example, probed
-from floral.nn.modules.routed import DROPOUTS, Forward, Parts, layer_name
+from floral.nn.modules.routed import DROPOUTS, Forward, Parts, ReadsParameters, layer_name
 from floral.nn.norms import BatchNorm
 from floral.nn.small_layers import Dropout, Free
 
@@ -37,7 +38,7 @@ def wrap(make: Make, inputs: Inputs, outputs: int) -> Model:
         Refused: the module cannot be used; the message has the reason and the remedy.
     """
     silence_slow_operations()
-    module = built(make, 0)
+    module = built(make, 0).train()
     check(module)
     leaves = known_layers(module)
     ties = tied(module, leaves)
@@ -55,8 +56,9 @@ def wrap(make: Make, inputs: Inputs, outputs: int) -> Model:
                 direct = [p for p, leaf in leaves.items() if not any(layer_name(p, n) in called for n in leaf.layers)]
             if not direct:
                 break
-            leaves = {path: leaf for path, leaf in leaves.items() if path not in direct}
-            ties = {path: name for path, name in ties.items() if path in leaves and name in map(layer_name, leaves)}
+            removed = {ties.get(path, layer_name(path)) for path in direct}  # all layers that share a weight, or none
+            leaves = {path: leaf for path, leaf in leaves.items() if ties.get(path, layer_name(path)) not in removed}
+            ties = {path: name for path, name in ties.items() if path in leaves}
         layers = ordered(model, two, three, served)
         return probed(replace(model, layers=layers), module, inputs, outputs)
 
@@ -97,13 +99,21 @@ def check(module: nn.Module) -> None:
 
 
 def known_layers(module: nn.Module) -> dict[str, Declared]:
-    """Return the known layers of a module by their paths, in the module's order."""
+    """Return the known layers of a module by their paths, in the module's order.
+
+    Raises:
+        Refused: a layer has an option that is not supported.
+    """
     leaves: dict[str, Declared] = {}
     inside = ()
     for path, child in module.named_modules():
         if inside and path.startswith(inside):
             continue
-        if (leaf := declared(child)) is not None:
+        try:
+            leaf = declared(child)
+        except Unsupported as error:
+            raise Refused(f"the layer {layer_name(path)} cannot be used: {error}") from None
+        if leaf is not None:
             leaves[path] = leaf
             inside = (*inside, f"{path}.") if path else ("",)
     return leaves
@@ -154,16 +164,24 @@ def declare(module: nn.Module, leaves: dict[str, Declared], ties: dict[str, str]
         names[f"{name}.value"] = name, tuple(state[name].shape)
     dropouts: dict[str, nn.Module] = {}
     for path, child in module.named_modules():
-        if isinstance(child, DROPOUTS) and type(child) in DROPOUTS and 0 < child.p < 1:
+        if child.training and type(child) in DROPOUTS and 0 < child.p < 1:  # type: ignore[operator]
             dropouts[path] = child
-            layers[layer_name(path)] = Dropout((), child.p)
+            layers[layer_name(path)] = Dropout((), float(child.p))  # type: ignore[arg-type]
     fixed = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
     fixed |= buffers.keys() - covered
+    in_files = {in_file for in_file, _ in names.values()}
+    aliases = {
+        in_file: shared.keys() - {in_file}
+        for shared in same_values(module)
+        if len(shared) > 1
+        for in_file in shared.keys() & in_files
+    }
     model = Model(
         layers=layers,
         forward=Forward(module, Parts(leaves, dropouts, {name: name for name in rest}), inputs),
         names=names,
-        unread=frozenset(state.keys() - covered - set(rest)) | {f"{path}.weight" for path in ties},
+        aliases=aliases,
+        unread=frozenset(state.keys() - in_files).difference(*aliases.values()),
     )
     values = values_of(model, module)
     constant_names = {name for name, (in_file, _) in names.items() if in_file in fixed}
@@ -174,21 +192,30 @@ def declare(module: nn.Module, leaves: dict[str, Declared], ties: dict[str, str]
     return replace(model, constants=constants)
 
 
+def same_values(module: nn.Module) -> list[dict[str, Tensor]]:
+    """Return the parameters and buffers of a module, each with all its names: a tied parameter has several."""
+    shared: dict[int, dict[str, Tensor]] = {}
+    named = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    for name, tensor in named:
+        shared.setdefault(id(tensor), {})[name] = tensor
+    return list(shared.values())
+
+
 def values_of(model: Model, module: nn.Module) -> Params:
     """Return the values of a module by their names in the model. They share the memory of the module."""
     state = module.state_dict()
-    shapes = {name: value.shape for name, value in empty(model).items()}
+    statistics = replace(model, constants={}).statistics()  # with those that never change
+    shapes = {name: value.shape for name, value in (empty(model) | statistics).items()}
     return {name: state[in_file].detach().reshape(shapes[name]) for name, (in_file, _) in model.names.items()}
 
 
 def empty(model: Model) -> Params:
-    """Return all parameters and statistics of the model, without values."""
-    params = {
+    """Return all parameters of the model, also those that never change, without values."""
+    return {
         f"{name}.{key}": value
         for name, layer in model.layers.items()
         for key, value in layer.init(Shapes(0, "")).items()
     }
-    return params | model.statistics()
 
 
 @dataclass(frozen=True)
@@ -205,7 +232,7 @@ class Drawn:
         return replace(self.declared, start=self, values=running)
 
     def __call__(self, stream: Stream) -> Params:
-        """Return the values that `build` gives the module, if PyTorch's generator has a seed from the stream."""
+        """Return the parameters that `build` gives the module, if PyTorch's generator has a seed from the stream."""
         params = {name: value for name, value in empty(self.declared).items() if name in self.declared.names}
         if isinstance(stream, Shapes):
             return params
@@ -231,14 +258,6 @@ class Tracer:
         return self.call(name, x)
 
 
-class ReadsParameters(Exception):
-    """The error of a module that reads the parameters of a known layer outside of the layer's forward pass."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self.path = path
-
-
 def traced(model: Model, params: Params, inputs: Inputs, samples: int, training: bool = True) -> Tracer:
     """Return the record of a training pass, or of a pass in evaluation.
 
@@ -246,20 +265,16 @@ def traced(model: Model, params: Params, inputs: Inputs, samples: int, training:
         ReadsParameters: the pass fails because of a layer that PyTorch must compute.
         Refused: the pass fails.
     """
-    x, forward = example(inputs.shape, samples), model.forward
-    assert isinstance(forward, Forward)
-    forward.skeleton(x).last_read = None
+    x = example(inputs.shape, samples)
     mask = torch.ones(samples)
     noise = {} if training else None
     tracer = Tracer(Call(model.layers, by_layer(params), model.statistics(), noise, mask, lambda name, x: (None, None)))
     try:
         with torch.no_grad():
-            forward(tracer, x)  # type: ignore[arg-type]
+            model.forward(tracer, x)  # type: ignore[arg-type]
     except Refused:
         raise
     except Exception as error:  # the code of the user may fail in any way
-        if (path := forward.skeleton(x).last_read) is not None:
-            raise ReadsParameters(path) from error
         seen = [samples, *inputs.of_module]
         raise Refused(f"the module fails for inputs of shape {seen}: {first_line(error)}; change the module") from error
     return tracer

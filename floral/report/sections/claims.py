@@ -68,6 +68,7 @@ def claim_cells(collected: Collected, configurations: Sequence[Configuration], n
     The column `count` says in how many tasks the claim holds.
     """
     _, compared_variants = CLAIMS[name]
+    titles = {method.id: method.title for method in collected.methods}
     floral = [method for method in collected.methods if method.variant.method == "floral"]
     cells: dict[str, dict[str, Cell]] = {}
     counts: Counter[tuple[str, Claim]] = Counter()
@@ -86,9 +87,9 @@ def claim_cells(collected: Collected, configurations: Sequence[Configuration], n
             ari = fmean(ari_by_seed) if ari_by_seed and configuration.task.concepts > 1 else None
             verdict = claim(difference, to_global, ari)
             counts[method.id, verdict] += 1
-            notes = [_points(difference)]
+            notes = [f"minus {titles[compared]}: {_points(difference)}"]
             if to_global is not None:
-                notes.append(f"to FedAvg {_points(to_global)}")
+                notes.append(f"minus {titles[GLOBAL_MODEL]}: {_points(to_global)}")
             if ari is not None and not method.variant.optimal_router:
                 notes.append(f"ARI {number(ari, 2)}")
             cells.setdefault(method.id, {})[configuration.id] = Cell(

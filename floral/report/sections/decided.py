@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from floral.report import sentences, statistics
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
@@ -35,24 +37,25 @@ def _part(material: Material, configuration: Configuration) -> Part | None:
     unit, cells = result_unit(configuration), decided_cells(material.collected, configuration)
     if not cells:
         return None
+    reference = material.styles[REFERENCE].title
+    titles = {
+        "difference": f"{unit.minus(reference)} ({unit.worse})", "verdict": "Verdict", "p": "p, Holm",
+        "sign_flip": "p, sign flips", "more": "More seeds to decide",
+    }  # fmt: skip
     columns = [
-        Column(id="difference", title=unit.minus(material.styles[REFERENCE].title)),
-        Column(id="verdict", title="Verdict"),
-        Column(id="p", title="p, Holm"),
-        Column(id="sign_flip", title="p, sign flips"),
-        Column(id="more", title="More seeds to decide"),
+        Column(id=key, title=title) for key, title in titles.items() if any(key in row for row in cells.values())
     ]
     caption = f"{configuration.title}: {material.captions['decided']['latex']}"
     table: Table = grid(f"decided_{configuration.id}", columns, material.rows(cells), caption)
-    return Part(title=configuration.title, table=table)
+    return Part(title=f"{configuration.title}: every method against {reference}", table=table)
 
 
 def decided_cells(collected: Collected, configuration: Configuration) -> dict[str, dict[str, Cell]]:
     """Return the cells of one task's table as method → column → cell.
 
     Columns: `difference` to FLoRAL 1 %, `verdict` (better, worse or open), `p` of the paired t-test after Holm's
-    correction, `sign_flip` (p of the exact sign-flip test), and `more` (estimated number of further seeds until the
-    verdict is no longer open).
+    correction, `sign_flip` (p of the exact sign-flip test, where there are enough seeds that it can be at most 0.05),
+    and `more` (estimated number of further seeds until the verdict is no longer open).
     """
     unit = result_unit(configuration)
     cells: dict[str, dict[str, Cell]] = {}
@@ -62,9 +65,10 @@ def decided_cells(collected: Collected, configuration: Configuration) -> dict[st
             "difference": interval_cell(item.difference, unit.digits, sign=True, usual=usual_seeds(collected)),
             "verdict": _verdict_cell(item),
             "p": EMPTY if item.p is None else _p_cell(item.p),
-            "sign_flip": EMPTY if item.p is None else _p_cell(item.sign_flip, quiet=True),
             "more": EMPTY if decided else _more_seeds(item.differences),
         }
+        if statistics.attainable(item.difference.n):
+            cells[method]["sign_flip"] = _p_cell(item.sign_flip, quiet=True)
     return cells
 
 
@@ -89,7 +93,9 @@ def best_part(material: Material, configuration: Configuration) -> Part | None:
         for method, member in members.items()
     }
     caption = f"{configuration.title}: {material.captions['decided']['latex_best']}"
-    table = grid(f"best_{configuration.id}", columns, material.rows(cells), caption)
+    rows = sorted(material.rows(cells), key=lambda row: means[row[0].id].mean, reverse=unit.higher_is_better)
+    in_one_group = [(replace(style, family="Best mean first"), row) for style, row in rows]
+    table = grid(f"best_{configuration.id}", columns, in_one_group, caption)
     return Part(title=f"{configuration.title}: methods that cannot be told from the best", table=table)
 
 

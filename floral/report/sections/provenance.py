@@ -18,8 +18,9 @@ from floral.runs.execution import executions
 
 def section(material: Material) -> Section:
     counts, costs = state(material.collected), material.collected.costs
-    commits = "" if costs.is_empty() else f", commit {_distinct(costs['git_commit'])}"
-    return Section(id="provenance", answer=f"{count(counts['all'], 'run')}{commits}.")
+    commits = [] if costs.is_empty() else costs["git_commit"].drop_nulls().unique().sort().to_list()
+    origin = f", commit {commits[0]}" if len(commits) == 1 else f", {count(len(commits), 'commit')}" if commits else ""
+    return Section(id="provenance", answer=f"{count(counts['all'], 'run')}{origin}.")
 
 
 def provenance(collected: Collected) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from floral.report.sections.base import Material
 from floral.report.sections.decided import decided_cells, section
 from floral.report.sentences import against_reference
 from floral.report.style import method_styles
+from floral.report.summarise import comparisons
 from floral.report.tables import EMPTY
 from floral.report.templates import template_yaml
 
@@ -59,9 +60,11 @@ def test_better_worse_or_open_and_how_many_more_seeds(results, write):
         "fedavg": "better", "local": "worse", "ensemble": "open",
     }  # fmt: skip
     # t-tests: (-1, 1, 1) has t = 0.5 and p = 0.667, the largest of three, so that Holm leaves it
-    assert {name: (row["p"].text, row["sign_flip"].text) for name, row in cells.items()} == {
-        "fedavg": ("< 0.001", "0.250"), "local": ("< 0.001", "0.250"), "ensemble": ("0.667", "1.000"),
+    assert {name: row["p"].text for name, row in cells.items()} == {
+        "fedavg": "< 0.001", "local": "< 0.001", "ensemble": "0.667",
     }  # fmt: skip
+    flips = {name: item.sign_flip for name, item in comparisons(found, found.configurations[0]).items()}
+    assert flips == {"fedavg": 0.25, "local": 0.25, "ensemble": 1.0}
     # effect (1/3)/1.155 = 0.289: 97 pairs have 80 % power, 3 are there
     assert cells["ensemble"]["more"].text == "94" and cells["fedavg"]["more"].text == "\u2013"
     assert "require 6 tasks, and this suite has 1." in section(material(found)).note
@@ -70,8 +73,17 @@ def test_better_worse_or_open_and_how_many_more_seeds(results, write):
 def test_one_seed_decides_nothing(results, write):
     found = reached(results, write, {"floral_1": [50.0], "fedavg": [90.0]})
     assert texts(decided_cells(found, found.configurations[0])["fedavg"]) == {
-        "difference": "+40.0", "verdict": "no interval", "p": "\u2013", "sign_flip": "\u2013", "more": "unknown",
+        "difference": "+40.0", "verdict": "no interval", "p": "\u2013", "more": "unknown",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("seeds", "is_shown"), [(5, False), (6, True)])
+def test_sign_flips_stand_where_they_can_decide(results, write, seeds, is_shown):
+    floral = [50.0 + seed for seed in range(seeds)]
+    found = reached(results, write, {"floral_1": floral, "fedavg": [value + 1 for value in floral]})
+    cells = decided_cells(found, found.configurations[0])["fedavg"]
+    assert ("sign_flip" in cells) == is_shown == ("p, sign flips" in section(material(found)).parts[-1].table.html)
+    assert not is_shown or cells["sign_flip"].text == "0.031"
 
 
 def test_what_holm_takes_back_is_said(results, write):
@@ -130,8 +142,10 @@ def test_the_best_methods_stand_above_with_what_they_may_hide(results, write):
     assert best.title.endswith("methods that cannot be told from the best")
     assert "Ensemble" in best.table.html and "FedAvg" not in best.table.html
     said = answer(found, material(found).styles, found.configurations[0])
-    assert said.best == ["FLoRAL 1 % (91.0 %)", "Local", "Ensemble"] and said.claim == "cannot be told apart"
-    assert said.note.startswith("1 of 4 are worse; 3 seeds") and said.reference == "91.0 %, the best mean"
+    assert said.named == [("floral_1", "91.0 %"), ("local", "90.9 %")] and said.far == ["ensemble"]
+    order = [best.table.html.index(name) for name in ("FLoRAL", "Local", "Ensemble")]
+    assert order == sorted(order), "best mean first, and not by family"
+    assert said.note == "1 of 4 are shown to be worse; 3 seeds" and said.reference == "91.0 %, the best mean"
 
 
 def test_without_the_reference_there_is_nothing_to_decide(results, write):

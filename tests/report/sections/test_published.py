@@ -103,7 +103,7 @@ def test_a_claim_stands_beside_fedavg_and_the_clusters_found(results, write, tmp
     floral_1, configuration = "floral_1", found.configurations[0]
     found = replace(found, summary=found.summary.with_columns(ari=pl.lit(0.01)))
     cell = claim_cells(found, [configuration], "scarce")[floral_1][configuration.id]
-    assert cell.text == "holds" and re.search(r"; to FedAvg \+25\.0 .*; ARI 0\.01$", cell.note)
+    assert cell.text == "holds" and re.search(r"; minus FedAvg: \+25\.0 .*; ARI 0\.01$", cell.note)
 
 
 def official(variants):
