@@ -46,8 +46,8 @@ def check_model(
     """
     set_threads(1)
     keys = models.keys_of(name, arguments, inputs)
-    shown = ", ".join(f"{key}: {value}" for key, value in keys.items() if key != "kind")
-    title = f"model {name}" if ":" in name else f"model {name} ({plugins.file('models', name)}; {shown})"
+    pairs = ", ".join(f"{key}: {value}" for key, value in keys.items() if key != "kind")
+    title = f"model {name}" if ":" in name else f"model {name} ({plugins.file('models', name)}; {pairs})"
     facts = models.Facts()
     failures = printed(title, models.checks(keys, tuple(shape) if shape else None, outputs, facts))
     for row, text in models.summary(facts).items():

@@ -135,19 +135,19 @@ class _Loader(SourceFileLoader):
         tree = ast.parse(self.get_data(path), path)
         package, *inner = fullname.split(".")
         depth = len(inner) if self.is_package(fullname) else len(inner) - 1
-        own = inner[0] if depth == 0 else None  # a file timm.py that imports timm means the package
-        return compile(_Relative(_folders[package], depth + 1, own).visit(tree), path, "exec", dont_inherit=True)
+        importer = inner[0] if depth == 0 else None  # a file timm.py that imports timm means the package
+        return compile(_Relative(_folders[package], depth + 1, importer).visit(tree), path, "exec", dont_inherit=True)
 
 
 class _Relative(ast.NodeTransformer):
     """Makes imports from the folder relative. `level` is the number of dots that leads to the folder."""
 
-    def __init__(self, folder: Path, level: int, own: str | None) -> None:
-        self.folder, self.level, self.own = folder, level, own
+    def __init__(self, folder: Path, level: int, importer: str | None) -> None:
+        self.folder, self.level, self.importer = folder, level, importer
 
     def _is_local(self, module: str) -> bool:
         name = module.partition(".")[0]
-        return name != self.own and is_in_folder(name, self.folder)
+        return name != self.importer and is_in_folder(name, self.folder)
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
         if node.level == 0 and node.module and self._is_local(node.module):

@@ -104,8 +104,8 @@ def content(place: str) -> str:
         path = paths.in_study(place).absolute()
         beside = with_imports(path.resolve())
         named = [name for file in beside for name in source_packages.imported(file, None)]
-        others = [name for name in named if not own_code.is_in_folder(name.partition(".")[0], path.resolve().parent)]
-        return _digest([*beside, *source_packages.files(others)]) if beside else str(path)
+        outside = [name for name in named if not own_code.is_in_folder(name.partition(".")[0], path.resolve().parent)]
+        return _digest([*beside, *source_packages.files(outside)]) if beside else str(path)
     package = place.partition(".")[0]
     if not source_packages.is_source(package):
         try:

@@ -24,11 +24,11 @@ def in_user_code(error: BaseException) -> str:
     nor in Python nor in an installed package. If there is none, the place is the last line of all.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if _is_of_user(frame.filename)]
+    of_user = [frame for frame in frames if _is_of_user(frame.filename)]
     text = f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
     if not frames:
         return text
-    frame = (own or frames)[-1]
+    frame = (of_user or frames)[-1]
     path, here = Path(frame.filename), Path.cwd()
     place = path.relative_to(here) if path.is_relative_to(here) else path
     return f"{text} ({place}, line {frame.lineno}, in {frame.name})"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,8 +26,8 @@ def choose_clients(scores: Tensor, choices: int, least: int, most: int) -> Tenso
     experts, clients = scores.shape
     value = torch.softmax(scores.detach().cpu().double().nan_to_num(0.0, 0.0, 0.0), 1)
     average = experts * choices / clients
-    fewest = np.array([choices] * experts + [min(least, int(average))] * clients)
-    largest = np.array([choices] * experts + [max(most, -int(-average // 1))] * clients)
+    fewest: Any = [choices] * experts + [min(least, int(average))] * clients
+    largest: Any = [choices] * experts + [max(most, -int(-average // 1))] * clients
     solution = milp(
         -value.flatten().numpy(),
         bounds=(0, 1),
