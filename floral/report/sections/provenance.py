@@ -18,8 +18,12 @@ from floral.runs.execution import executions
 
 def section(material: Material) -> Section:
     counts, costs = state(material.collected), material.collected.costs
-    commits = [] if costs.is_empty() else costs["git_commit"].drop_nulls().unique().sort().to_list()
-    origin = f", commit {commits[0]}" if len(commits) == 1 else f", {count(len(commits), 'commit')}" if commits else ""
+    if costs.is_empty():
+        origin = ""
+    elif (commits := costs["git_commit"].n_unique()) == 1:
+        origin = f", commit {_distinct(costs['git_commit'])}"
+    else:
+        origin = f", {count(commits, 'commit')}"
     return Section(id="provenance", answer=f"{count(counts['all'], 'run')}{origin}.")
 
 
