@@ -238,5 +238,5 @@ def test_an_error_in_a_build_of_the_study_names_its_line(study: Write, tmp_path:
     ):
         run = make_run(variant, model={"kind": model}, data=Synthetic(kind="linear", samples_per_client=2), loss="mse")
         with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError, match=message):
-            patch.setattr(check_model, "place_of", lambda task: task.name)
+            patch.setattr(check_model, "place_of", lambda task, _: task.name)
             check_model.check([run], tmp_path)
