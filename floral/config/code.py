@@ -110,6 +110,9 @@ def changed_files(recorded: dict[str, str] | None, method: str, model: str) -> l
 
     `recorded` holds the digests of the run's files at that time. It is None for a run of an earlier version, which
     recorded no digests. Such a run was trained with code that is listed in EQUAL_CODE.
+
+    A file that was not used then is used now because a changed file imports it, and the change of that file is judged by
+    itself. So it is enough that EQUAL_CODE lists the code of the file that is new.
     """
     here = digests(method, model)
     if recorded is None:
@@ -119,6 +122,10 @@ def changed_files(recorded: dict[str, str] | None, method: str, model: str) -> l
         gone = {digest for path, digest in recorded.items() if path not in here}
         moved = {path: digest for path, digest in here.items() if path not in recorded and digest in gone}
         before = recorded | moved
+        if any(path in before and before[path] != now for path, now in here.items()):
+            before |= {
+                path: now for path, now in here.items() if path not in before and now in equal_code().get(path, [])
+            }
     return [
         path
         for path, now in here.items()
