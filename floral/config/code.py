@@ -111,8 +111,8 @@ def changed_files(recorded: dict[str, str] | None, method: str, model: str) -> l
     `recorded` holds the digests of the run's files at that time. It is None for a run of an earlier version, which
     recorded no digests. Such a run was trained with code that is listed in EQUAL_CODE.
 
-    A file that was not used then is used now because a changed file imports it, and the change of that file is judged by
-    itself. So it is enough that EQUAL_CODE lists the code of the file that is new.
+    A file that was not used then is used now because a changed file imports it, and that change is judged by itself. So
+    it is enough that EQUAL_CODE lists the code of the file that is new.
     """
     here = digests(method, model)
     if recorded is None:
