@@ -191,6 +191,18 @@ NORMS = {
 }
 
 
+UNUSUAL = {
+    "old spectral norm": nn.utils.spectral_norm,
+    "double": lambda layer: layer.double(),
+    "bfloat16": lambda layer: layer.bfloat16(),
+}
+
+
+def unusual(outputs: int, what: str) -> nn.Module:
+    """A linear model of 4×4 images whose layer was changed in a way that cannot be trained."""
+    return nn.Sequential(nn.Flatten(), UNUSUAL[what](nn.Linear(16, outputs)))
+
+
 def normed(outputs: int, norm: str) -> nn.Module:
     """A linear model of 4×4 images with a norm of another kind than `small`."""
     return nn.Sequential(nn.Flatten(), NORMS[norm](), nn.Linear(16, outputs))

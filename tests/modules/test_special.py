@@ -156,6 +156,19 @@ def test_an_option_of_a_norm_that_is_not_supported_is_named(norm: str, message: 
         built("normed", norm=norm)
 
 
+WHAT_IS_UNUSUAL = {
+    "old spectral norm": "the layer 1 keeps weight, .*`nn.utils.parametrizations`",
+    "double": "the parameter 1.weight has the data type torch.float64; .*`module.float\\(\\)`",
+    "bfloat16": "the parameter 1.weight has the data type torch.bfloat16; .*`module.float\\(\\)`",
+}
+
+
+@pytest.mark.parametrize(("what", "message"), WHAT_IS_UNUSUAL.items(), ids=WHAT_IS_UNUSUAL)
+def test_a_parameter_that_cannot_be_trained_as_it_is_is_named(what: str, message: str) -> None:
+    with pytest.raises(Refused, match=message):
+        built("unusual", what=what)
+
+
 REFUSED = {
     "draws with numpy": "two training passes on the same samples differ; .*PyTorch's default generator",
     "counts": "the forward pass changes steps, .*batch norm.*; keep the buffer constant",

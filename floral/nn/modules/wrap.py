@@ -96,6 +96,18 @@ def check(module: nn.Module) -> None:
         raise Refused("no parameter of the module can be trained; set `requires_grad` of some parameters")
     if odd := [n for n, p in module.named_parameters() if not p.is_floating_point()]:
         raise Refused(f"the parameter {odd[0]} has no floating-point numbers; make it a buffer")
+    usual = torch.get_default_dtype()
+    if odd := [f"{n} has the data type {p.dtype}" for n, p in module.named_parameters() if p.dtype != usual]:
+        raise Refused(
+            f"the parameter {odd[0]}; a run chooses the precision of all parameters, so return `module.float()` from "
+            "`build`"
+        )
+    for path, child in module.named_modules():
+        if computed := [n for n, t in vars(child).items() if isinstance(t, Tensor) and t.grad_fn is not None]:
+            raise Refused(
+                f"the layer {layer_name(path)} keeps {computed[0]}, which it computes from its parameters, as "
+                "`nn.utils.weight_norm` does; use the function of the same name in `nn.utils.parametrizations`"
+            )
 
 
 def known_layers(module: nn.Module) -> dict[str, Declared]:
