@@ -103,9 +103,10 @@ def check(module: nn.Module) -> None:
             "`build`"
         )
     for path, child in module.named_modules():
-        if computed := [n for n, t in vars(child).items() if isinstance(t, Tensor) and t.grad_fn is not None]:
+        computed = [n for n, t in vars(child).items() if isinstance(t, Tensor)] if child._forward_pre_hooks else []
+        if computed:
             raise Refused(
-                f"the layer {layer_name(path)} keeps {computed[0]}, which it computes from its parameters, as "
+                f"the layer {layer_name(path)} keeps {computed[0]}, which a hook computes from parameters, as "
                 "`nn.utils.weight_norm` does; use the function of the same name in `nn.utils.parametrizations`"
             )
 
