@@ -88,7 +88,7 @@ def build(problem: Problem, *, base: str, warmup: float, local: float, experts: 
         vectors, present = remember(served, "adaptor", served.client_vectors.vectors)
         changed = {"choice": served.before["choice"], **flag_removed(served)}
         if stage_ends(served):
-            sent = unflatten(vectors, start)
+            sent = unflatten(vectors[present > 0], start)
             units = [F.normalize(sent[f"{layer}.B"].flatten(1), dim=1) for layer in adaptors.by_layer]
             labels = best_linkage(1 - torch.stack([of @ of.mT for of in units]).mean(0), experts)
             members = F.one_hot(labels, experts).to(vectors.dtype)

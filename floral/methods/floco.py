@@ -77,7 +77,7 @@ def build(problem: Problem, *, vertices: int, radius: float, projection: float) 
         updates, present = remember(served, "update", before - served.client_vectors.vectors)
         points = served.before["point"]["weights"].clone()
         if stage_ends(served):
-            points[present > 0] = simplex_points(updates, vertices)
+            points[present > 0] = simplex_points(updates[present > 0], vertices)
         return {"point": {"weights": points}, **flag_removed(served)}
 
     both = Phase(train=("base", "corners"))

@@ -76,11 +76,11 @@ def memory_group(name: str, clients: int, size: int) -> dict[str, Group]:
 def remember(served: ServerView, name: str, vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Remember the vectors [M, size] of the clients of the round, in place.
 
-    Return the last vectors [n, size] of all clients that have taken part so far, and `present` [K], which is 1 for
-    them.
+    Return the last vectors [K, size] of all clients, and `present` [K]: 1 for the clients that have taken part so far,
+    else 0.
     """
     assert served.client_vectors is not None
     memory, at = served.before["memory"], served.client_vectors.clients
     memory[name][at] = vectors
     memory["present"][at] = 1
-    return memory[name][memory["present"] > 0], memory["present"]
+    return memory[name], memory["present"]

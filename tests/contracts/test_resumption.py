@@ -20,7 +20,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from federations import FIRST, OF_EACH_KIND, simulate
+from federations import OF_EACH_KIND, VARIANTS, simulate
 from safetensors.torch import load_file
 
 from floral.cli import main
@@ -46,13 +46,10 @@ def metrics(progress: Progress) -> bytes:
 
 @pytest.mark.parametrize(
     ("variant", "fidelity"),
-    [(variant, "corrected") for variant in FIRST.values()] + [(variant, "official") for variant in OF_EACH_KIND],
+    [(variant, "corrected") for variant in VARIANTS] + [(variant, "official") for variant in OF_EACH_KIND],
 )
 def test_a_run_stopped_after_every_round_equals_an_undisturbed_one(variant, fidelity, tmp_path):
-    """4 rounds, each in a simulation of its own that knows only the checkpoint; with a server that has moments.
-
-    Of all variants, `test_a_round_neither_reads_nor_writes_beyond_its_state` shows that a round depends on its state.
-    """
+    """4 rounds, each in a simulation of its own that knows only the checkpoint; with a server that has moments."""
 
     def fresh():
         server = {"optimiser": "adam", "lr": 0.01}
