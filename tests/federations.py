@@ -65,7 +65,7 @@ NOT_TUNED = ("methods_full",)
 """Suites without runs, because their searches take days."""
 
 
-def with_dropout(width: float = 1.0) -> Model:
+def with_dropout(width: float = 1.0, trained: bool = False) -> Model:
     """4×4 → 5·width → dropout → CLASSES."""
     hidden = scaled_units(5, width)
 
@@ -76,7 +76,7 @@ def with_dropout(width: float = 1.0) -> Model:
     return Model(layers=layers, forward=forward)
 
 
-def with_convolutions(width: float = 1.0) -> Model:
+def with_convolutions(width: float = 1.0, trained: bool = False) -> Model:
     """4×4 → conv → grouped and dilated conv → transposed conv → CLASSES. No file of floral/models has such layers."""
     channels = 2 * scaled_units(2, width)
 

@@ -96,10 +96,10 @@ def problem_of(
     build = plugins.builder("models", keys.kind)
 
     @cache
-    def build_model(width: float = 1.0) -> Model:
+    def build_model(width: float = 1.0, trained: bool = False) -> Model:
         built = build(shape, outputs, **keys.arguments, width=width)
-        stream = Stream(run.seed, "model")
-        return prepared(built, keys, task.base, shape=shape, width=width, stream=stream).moved(device, dtype)
+        base, stream = "trained" if trained else task.base, Stream(run.seed, "model")
+        return prepared(built, keys, base, shape=shape, width=width, stream=stream).moved(device, dtype)
 
     return Problem(
         build_model=build_model,
@@ -117,6 +117,7 @@ def problem_of(
         seed=run.seed,
         dtype=dtype,
         device=device,
+        frozen_base=task.base == "frozen",
     )
 
 
