@@ -6,7 +6,7 @@ separately to the layer's input and added to the layer's output.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -18,7 +18,7 @@ from floral.adaptors.embedding import EmbeddingAdaptor
 from floral.adaptors.factors import scaled, stack, without_mean
 from floral.adaptors.linear import LinearAdaptor
 from floral.adaptors.norm import NormAdaptor, moved
-from floral.core.spec import Adapted, Noise, Params, Predict, Problem, Refused, View
+from floral.core.spec import Adapted, Group, Noise, Params, Predict, Problem, Refused, Scope, View
 from floral.core.streams import Stream
 from floral.nn.layers import WEIGHT_LAYERS, Conv2d, ConvTranspose2d, Embedding, Linear, layer_params
 from floral.nn.model import Model, gets_adaptor
@@ -96,6 +96,17 @@ class Adaptors:
     def added(self, base: Params, change: Params) -> Params:
         """Return the base with changes added to its parameters. A changed parameter that never trains is included."""
         return {**base, **{name: self.model.value(base, name) + value for name, value in change.items()}}
+
+    def frozen_weights(self, change: Iterable[str]) -> dict[str, Group]:
+        """Return the group "weights": the frozen parameters that only the server changes. Return {} if there are none.
+
+        `change` has the names of the parameters that the server changes. Predictions read the group together with the
+        group "base": it replaces the constants of the model.
+        """
+        names = [name for name in change if name in self.model.constants]
+        if not names:
+            return {}
+        return {"weights": Group(scope=Scope.SHARED, init=lambda: {name: self.model.constants[name] for name in names})}
 
     def require_trained_base(self) -> None:
         """Check that the server can add products of adaptors to the base.

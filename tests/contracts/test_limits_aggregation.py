@@ -67,7 +67,7 @@ def test_after_the_warm_up_all_but_the_base_changes(variant):
     assert {name for phase in simulation.phases(1) for name in phase.train} >= {"base"}
 
 
-@pytest.mark.parametrize("variant", [name for name in SHARED if name not in INTO_THE_BASE])
+@pytest.mark.parametrize("variant", SHARED)
 def test_on_a_frozen_base_head_and_adaptors_train_in_every_round(variant):
     """A task with `base: frozen` leaves no base to warm up: the plain names equal those with a trained base."""
     ours, joint = (federations.simulate(variant, params=params, base="frozen") for params in ({}, {"base": "joint"}))
@@ -132,6 +132,29 @@ def test_the_served_layers_are_the_mean_of_the_clients_layers(variant, model, ba
             product = 0 if variant == "flora_stacking" else products(state.values)[layer]  # its clients predict with W
             errors.append(float((state.values["base"][name].flatten(1) + product - means).abs().max()))
     assert max(errors) > 1e-6 if variant == "fedit" else max(errors) < 1e-12
+
+
+@pytest.mark.parametrize("variant", INTO_THE_BASE)
+def test_on_a_frozen_base_the_served_layers_are_the_mean_too(variant):
+    """The server adds to the frozen weights, which no client trains; the head is trained and averaged."""
+    simulation = federations.simulate(variant, base="frozen", **SEVERAL_STEPS)
+    state = train(simulation, 1)
+    start = simulation.start().values["weights"]
+    share, each = alone(simulation, state, 2)
+    before = {name: t.clone() for name, t in state.values["weights"].items()}
+    simulation.train(state, 2)
+    groups = ("A", "B") if variant == "flora_stacking" else ("adaptor",)
+    for layer, product in products(each[0], groups).items():
+        if f"{layer}.weight" not in before:
+            continue  # the head, which is trained
+        product = 0 if variant == "flora_stacking" else products(state.values)[layer]
+        mean = before[f"{layer}.weight"].flatten(1) + sum(
+            p * products(one, groups)[layer] for p, one in zip(share, each, strict=True)
+        )
+        served_now = state.values["weights"][f"{layer}.weight"].flatten(1) + product
+        torch.testing.assert_close(served_now, mean, rtol=0, atol=1e-12)
+        assert not torch.equal(start[f"{layer}.weight"], before[f"{layer}.weight"])
+    assert set(state.values["base"]).isdisjoint(before)
 
 
 def test_stacking_begins_anew_with_another_a_of_each_client():
