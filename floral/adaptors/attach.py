@@ -71,7 +71,8 @@ class Adaptors:
             return x
         uniform = noise[noise_name(name)]
         # A model may have cut off padding that all samples share.
-        return self.dropout[name](x, uniform[tuple(slice(0, side) for side in x.shape)])
+        sides = self.model.by_sample(name, x, len(uniform)).shape
+        return self.dropout[name](x, uniform[tuple(slice(0, side) for side in sides)])
 
     def statistics(self) -> Params:
         """Return the initial running statistics of one adaptor, named <layer>.<mean|variance>.
@@ -465,7 +466,7 @@ def with_dropout(adaptors: Adaptors, rate: float, shape: tuple[int, ...]) -> Ada
 
     Raises:
         Refused: adaptors are merged into the weights, the model mixes the samples of a batch, or the input of an
-            adapted layer has no first axis of samples.
+            adapted layer has no axis of samples.
     """
     if adaptors.application == "merged":
         raise Refused(
@@ -482,11 +483,12 @@ def with_dropout(adaptors: Adaptors, rate: float, shape: tuple[int, ...]) -> Ada
     for name, adaptor in adaptors.by_layer.items():
         if not isinstance(adaptor, LinearAdaptor | ConvAdaptor):
             continue
-        first, *rest = inputs[name]
-        if first != samples:
+        axis = adaptors.model.sample_axes.get(name)
+        if axis is None and inputs[name][0] != samples:
             raise Refused(
-                f"`dropout: {rate}` needs samples on the first axis, but the input of the layer {name} has the shape "
+                f"`dropout: {rate}` needs samples on one axis, but the input of the layer {name} has the shape "
                 f"{list(inputs[name])} for {samples} samples; leave this layer out of `adapt`, or set `dropout: 0`"
             )
-        dropout[name] = Dropout(tuple(rest), rate)
+        by_sample = adaptors.model.by_sample(name, torch.empty(inputs[name], device="meta"), samples)
+        dropout[name] = Dropout(tuple(by_sample.shape[1:]), rate, axis or 0)
     return replace(adaptors, dropout=dropout)
