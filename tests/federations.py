@@ -61,8 +61,8 @@ transposed convolutions."""
 DROPPING = ("dropout", "vgg8", "vit")
 """Models with dropout."""
 VARIANTS = list(catalogue.variant_index())
-NOT_TUNED = ("methods_full",)
-"""Suites without runs, because their searches take days."""
+NOT_TUNED = ("methods_full", "lora")
+"""Suites without runs, because their searches take hours or days."""
 
 
 def with_dropout(width: float = 1.0, trained: bool = False) -> Model:
