@@ -41,7 +41,7 @@ def table(files: Sequence[RawFile], **options: Any) -> Labelled:
     Each feature becomes (v − mean) / std, with the mean and the standard deviation of the training samples. A feature
     that is constant in training becomes 0. By default, the features are all columns except `label`, `client` and
     `drop`. A column of row numbers is refused as a feature, unless `features` names it. A parquet table may have one
-    column of encoded images instead of features, as on the Hugging Face Hub.
+    column of encoded images instead of features, as on the Hugging Face Hub. `resize` gives them one height and width.
 
     With `text`, the samples are the token ids [N, tokens] of this column. The tokenizer and the configuration of its
     model are the files after the table.
@@ -52,11 +52,11 @@ def table(files: Sequence[RawFile], **options: Any) -> Labelled:
     return read_tables(table_places(files[0].location), tokenizer=files[1:], **options)
 
 
-def table_places(root: Path, client: str | None = None) -> list[Place]:
+def table_places(root: Path) -> list[Place]:
     """Return the files train.* and test.* in the folder `root`, or `root` itself if it is a file."""
     check_kind(root, "table")
     stems = {path.name.split(".")[0]: path for path in entries_of(root)} if root.is_dir() else {}
-    places = split_or_not(root, stems, client) if stems else [Place(root, client=client)]
+    places = split_or_not(root, stems) if stems else [Place(root)]
     if root.is_dir() and (places[0].side is None or len(entries_of(root)) > len(places)):
         raise DataError(
             f"{root}: this folder must contain one file train.* and one file test.* (parquet or CSV), and nothing "
@@ -78,6 +78,7 @@ def read_tables(
     missing: Sequence[str] | None = None,
     text: str | None = None,
     tokens: int = TOKENS,
+    resize: Sequence[int] | None = None,
     tokenizer: Sequence[RawFile] = (),
 ) -> Labelled:
     """Read tables with the same columns. See `table`."""
@@ -95,14 +96,16 @@ def read_tables(
     of_places = [place.of_client(len(sheet.rows)) for place, sheet in zip(places, tables, strict=True)]
     clients = names(tables, client) if client else of_places
     with_images = any(is_image(sheet.frame.schema[name]) for sheet in tables for name in columns)
+    if resize and not with_images:
+        raise DataError(f"{tables[0].path}: `data.resize` is for images, but this table has none; remove the key")
     if text:
         inputs = tokenised(
             [_texts(sheet, text) for sheet in tables], tokenizer[0].location, tokenizer[1].location, tokens
         )
     else:
-        inputs = _images(tables, columns) if with_images else [_features(sheet, columns) for sheet in tables]
+        inputs = _images(tables, columns, resize) if with_images else [_features(sheet, columns) for sheet in tables]
     parts = [
-        Part(where=place.path, x=x, labels=of_class, client=of_client, side=place.side)
+        Part(where=place.path, x=x, labels=of_class, client=of_client, domain=place.domain, side=place.side)
         for place, x, of_class, of_client in zip(places, inputs, labels, clients, strict=True)
     ]
     data = labelled(parts, test_share, scale=255 if with_images else 1)
@@ -201,8 +204,8 @@ def _standardised(data: Labelled, tables: Sequence[Table], inputs: Sequence[Arra
     return replace(data, **scaled)
 
 
-def _images(tables: Sequence[Table], features: Sequence[str]) -> list[Array]:
-    """Decode the images of all tables, uint8 [N, H, W] or [N, H, W, 3] for each table.
+def _images(tables: Sequence[Table], features: Sequence[str], resize: Sequence[int] | None) -> list[Array]:
+    """Decode the images of all tables, uint8 [N, H, W] or [N, H, W, 3] for each table, and perhaps resize them.
 
     Raises:
         DataError: there are other features beside the images, or an image is missing or cannot be decoded.
@@ -221,7 +224,7 @@ def _images(tables: Sequence[Table], features: Sequence[str]) -> list[Array]:
                 "there; give both files the same columns"
             )
     cells = [(sheet, row, cell) for sheet in tables for row, cell in enumerate(_bytes(sheet, name))]
-    array = pixels(((sheet.cell(name, row), cell) for sheet, row, cell in cells), len(cells))
+    array = pixels(((sheet.cell(name, row), cell) for sheet, row, cell in cells), len(cells), resize)
     return np.split(array, np.cumsum([sheet.frame.height for sheet in tables])[:-1])
 
 
