@@ -19,7 +19,7 @@ from floral.data.custom.parts import SPLITS, Array, Part, Place, check_kind, ent
 from floral.data.images import pixels
 from floral.data.readers import Labelled
 from floral.data.sources import DataError, RawFile
-from floral.data.text import TOKENS, tokenised
+from floral.data.tokens import TOKENS, tokenised
 
 NAMELESS_COLUMN = re.compile(re.escape(NAMELESS).replace(r"\{\}", r"\d+"))
 ROW_NUMBERS = re.compile(r"Unnamed: \d.*|__index_level_\d+__|\.\.\.\d+|row[\W_]?names?", re.I)
