@@ -12,7 +12,7 @@ import polars as pl
 from floral.data.readers import REPLACE, Labelled
 from floral.data.sources import DataError, RawFile
 from floral.data.text import parquet_table
-from floral.data.tokens import sentence_ids
+from floral.data.tokens import token_ids
 
 LABEL = "label"
 """Name of the column with the classes."""
@@ -24,7 +24,7 @@ def labelled_texts(files: Sequence[RawFile], *, text: str, names: Sequence[str],
     `text` is the name of the column with the texts. The column `label` has the classes 0, 1, …, whose names are
     `names`. The last two files are tokenizer.json and config.json of a pretrained model.
 
-    x [N, T] holds the token ids. T is the length of the longest text, but at most `tokens`; see `sentence_ids`.
+    x [N, T] holds the token ids. T is the length of the longest text, but at most `tokens`; see `token_ids`.
 
     Raises:
         DataError: a file is not parquet, has other columns or a missing value, a label is no class, a text is empty or
@@ -39,7 +39,7 @@ def labelled_texts(files: Sequence[RawFile], *, text: str, names: Sequence[str],
         raw, row = (sides[0], number) if number < train else (sides[1], number - train)
         return f"{raw.location}: row {row} (counted from 0)"
 
-    ids = sentence_ids(list(chain(*texts)), place_of, tokenizer.location, config.location, tokens)
+    ids = token_ids(list(chain(*texts)), place_of, tokenizer.location, config.location, tokens)
     return Labelled(
         train_x=ids[:train], train_y=labels[0], test_x=ids[train:], test_y=labels[1], classes=len(names), scale=1,
         names=tuple(names),

@@ -13,7 +13,7 @@ import numpy as np
 from floral.config import pretrained
 from floral.data.readers import TEST_SHARE, Labelled, select_test
 from floral.data.sources import DataError, RawFile, content
-from floral.data.tokens import sentence_ids
+from floral.data.tokens import token_ids
 
 TOKENIZER_FILES = (pretrained.TOKENIZER, pretrained.CONFIG)
 """Names of the last two files: the tokenizer of a pretrained model, and the configuration of this model."""
@@ -43,7 +43,7 @@ def rated_sentences(files: Sequence[RawFile], *, tokens: int) -> Labelled:
     by_domain = [list(_lines(raw)) for raw in domains]
     lines = list(chain.from_iterable(by_domain))
     texts = [line.text for line in lines]
-    ids = sentence_ids(texts, lambda number: lines[number].place, tokenizer.location, config.location, tokens)
+    ids = token_ids(texts, lambda number: lines[number].place, tokenizer.location, config.location, tokens)
     domain = np.repeat(np.arange(len(domains), dtype=np.int32), list(map(len, by_domain)))
     names = list(dict.fromkeys(line.client for line in lines if line.client))
     number = {name: at for at, name in enumerate(names)}

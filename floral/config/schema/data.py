@@ -176,7 +176,7 @@ class CustomData(Frozen):
         ge=1,
         exclude_if=is_none,
         description="For a table with `text`: number of token ids of a sample; longer texts are cut, shorter ones are "
-        "filled up with the padding id. By default 128.",
+        "filled up with the padding id. By default 128, and texts that are too long for the model are refused.",
     )
     channels: Literal["first", "last"] | None = Field(
         default=None,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from floral.data.custom.cells import Table, classes, integers, is_image, names, numbers, read_table
@@ -19,7 +20,7 @@ from floral.data.custom.parts import SPLITS, Array, Part, Place, check_kind, ent
 from floral.data.images import pixels
 from floral.data.readers import Labelled
 from floral.data.sources import DataError, RawFile
-from floral.data.tokens import TOKENS, tokenised
+from floral.data.tokens import SHORTEN, TOKENS, token_ids
 
 NAMELESS_COLUMN = re.compile(re.escape(NAMELESS).replace(r"\{\}", r"\d+"))
 ROW_NUMBERS = re.compile(r"Unnamed: \d.*|__index_level_\d+__|\.\.\.\d+|row[\W_]?names?", re.I)
@@ -77,7 +78,7 @@ def read_tables(
     decimal: str | None = None,
     missing: Sequence[str] | None = None,
     text: str | None = None,
-    tokens: int = TOKENS,
+    tokens: int | None = None,
     resize: Sequence[int] | None = None,
     tokenizer: Sequence[RawFile] = (),
 ) -> Labelled:
@@ -99,9 +100,7 @@ def read_tables(
     if resize and not with_images:
         raise DataError(f"{tables[0].path}: `data.resize` is for images, but this table has none; remove the key")
     if text:
-        inputs = tokenised(
-            [_texts(sheet, text) for sheet in tables], tokenizer[0].location, tokenizer[1].location, tokens
-        )
+        inputs = _token_ids(tables, text, tokenizer, tokens)
     else:
         inputs = _images(tables, columns, resize) if with_images else [_features(sheet, columns) for sheet in tables]
     parts = [
@@ -110,6 +109,30 @@ def read_tables(
     ]
     data = labelled(parts, test_share, scale=255 if with_images else 1)
     return data if with_images or text else _standardised(data, tables, inputs, columns)
+
+
+def _token_ids(
+    tables: Sequence[Table], name: str, tokenizer: Sequence[RawFile], tokens: int | None
+) -> list[npt.NDArray[np.int32]]:
+    """Return the token ids of the texts of all tables, int32 [N, T] for each table.
+
+    T is `tokens`, or TOKENS if it is None. Longer texts are cut. If `tokens` is None, only texts that the model could
+    read as a whole are cut.
+
+    Raises:
+        DataError: a text is empty or longer than the model allows, or the tokenizer cannot be used.
+    """
+    cells = [(sheet, row) for sheet in tables for row in range(sheet.frame.height)]
+    ids = token_ids(
+        [text for sheet in tables for text in _texts(sheet, name)],
+        lambda number: cells[number][0].cell(name, cells[number][1]),
+        tokenizer[0].location,
+        tokenizer[1].location,
+        tokens or TOKENS,
+        fill=True,
+        remedy=f"{SHORTEN}, or set `data.tokens`, which cuts longer texts" if tokens is None else None,
+    )
+    return np.split(ids, np.cumsum([sheet.frame.height for sheet in tables])[:-1])
 
 
 def _texts(sheet: Table, name: str) -> list[str]:
