@@ -65,8 +65,8 @@ def token_ids(
     length = tokens if fill else min(tokens, max(map(len, rows), default=0))
     array = np.full((len(rows), length), padding, np.int32)
     for row, ids, text in zip(array, rows, texts, strict=True):
-        kept = ids if len(ids) <= tokens else encoder.encode(text).ids
-        row[: len(kept)] = kept
+        cut_ids = ids if len(ids) <= tokens else encoder.encode(text).ids
+        row[: len(cut_ids)] = cut_ids
     return array
 
 
