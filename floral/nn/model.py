@@ -100,6 +100,8 @@ class Model:
     """Whether the forward pass mixes samples outside of batch norm, so that it must not see padding in training."""
     sequential: str | None = None
     """Why the forward pass cannot be vectorised over clients. None: it can."""
+    vocabulary: int | None = None
+    """Number of token ids that the model has, if its samples are token ids from a tokenizer of its own. None: any."""
     remarks: Collection[str] = ()
     """What the log says about how the model was built."""
 
