@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 from floral.adaptors.aggregation import flatten, require_matrix_products, svd_factors, unflatten
 from floral.adaptors.attach import adaptors_of
+from floral.adaptors.client_ranks import client_ranks
 from floral.core.spec import Method, Problem, ServerStep
 from floral.methods.fedit import fedit_method
-from floral.toolkit.client_ranks import client_ranks
 
 
 def build(problem: Problem, *, least: int | Literal["rank"], base: str, warmup: float, **adaptor: Any) -> Method:

@@ -7,9 +7,9 @@ import torch
 
 from floral.adaptors.aggregation import flatten, keep_components, product_norm, require_no_groups, unflatten
 from floral.adaptors.attach import adaptors_of
+from floral.adaptors.client_ranks import client_ranks
 from floral.core.spec import Method, Problem, ServerStep
 from floral.methods.fedit import fedit_method
-from floral.toolkit.client_ranks import client_ranks
 
 
 def build(

@@ -79,11 +79,12 @@ def _tuning(collected: Collected) -> str:
     tuned = [method.title for method in collected.methods if method.tuned]
     if not tuned:
         return "No values were tuned."
-    tasks = [configuration.run.task.name for configuration in collected.configurations]
-    rules = {(rule.budget, rule.share, rule.at_most): rule for rule in map(tuning, tasks)}
-    budget = " or ".join(str(number) for number in sorted({rule.budget for rule in rules.values()}))
-    share = " or ".join(f"{100 * number:g}" for number in sorted({rule.share for rule in rules.values()}))
-    at_most = " or ".join(str(number) for number in sorted({rule.at_most for rule in rules.values()}))
+    tasks = dict.fromkeys(configuration.task.name for configuration in collected.configurations)
+    rules = [tuning(task) for task in tasks]
+    budget, share, at_most = (
+        " or ".join(f"{value:g}" for value in sorted(set(values)))
+        for values in zip(*((rule.budget, 100 * rule.share, rule.at_most) for rule in rules), strict=True)
+    )
     subject = "All methods" if len(tuned) == len(collected.methods) else f"Some methods ({', '.join(tuned)})"
     return (
         f"{subject} were tuned with {budget} candidates each, for every task, by the validation loss after "

@@ -57,7 +57,8 @@ def client_ranks(problem: Problem, adaptors: Adaptors, least: int) -> ClientRank
     total = sum(
         truncated_size(adaptors, rank) * count for rank, count in zip(values.tolist(), counts.tolist(), strict=True)
     )
-    return ClientRanks(ranks, (round(total / len(ranks)),) * 2)
+    mean = round(total / len(ranks))
+    return ClientRanks(ranks, (mean, mean))
 
 
 def truncated_size(adaptors: Adaptors, rank: int) -> int:
