@@ -1,12 +1,14 @@
-"""Fixtures for tests of several folders: skips that fail in CI, projects, an MLflow store, data sets, no recordings."""
+"""Fixtures for tests of several folders: skips that fail in CI, projects, an MLflow store, data sets, a mirror."""
 
 from __future__ import annotations
 
+import http.server
 import os
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from projects import ROOT, TINY, Project
@@ -108,6 +110,45 @@ def empty_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made_store: Pat
     """Copy the empty store to `tmp_path`, for a test that tracks from the project's root."""
     monkeypatch.chdir(ROOT)
     shutil.copytree(made_store, tmp_path / "track")
+
+
+@pytest.fixture
+def mirror() -> Iterator[Any]:
+    """A mirror on localhost: `serve` has its files, `cut` which answers end half-way, `seen` the requests."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        url = ""
+        serve, cut, ranges, seen = {}, [], True, []
+
+        def do_GET(self) -> None:
+            wanted = self.headers.get("Range")
+            self.seen.append((self.path, wanted))
+            if self.path not in self.serve:
+                return self.send_error(404)
+            body, start = self.serve[self.path], 0
+            if wanted and self.ranges:
+                start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+                if start >= len(body):
+                    return self.send_error(416)
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(body) - start))
+            self.end_headers()
+            rest = body[start:]
+            if self.cut and self.cut.pop(0):
+                rest = rest[: len(rest) // 2]
+            self.wfile.write(rest)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    Handler.url = f"http://127.0.0.1:{server.server_port}"
+    yield Handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 DEBIAN = Path("/usr/share/datasets")

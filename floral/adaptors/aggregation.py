@@ -14,8 +14,8 @@ from torch import Tensor
 from floral.adaptors.attach import Adaptors
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.embedding import EmbeddingAdaptor
-from floral.core.spec import Params, Refused
-from floral.core.streams import Shapes
+from floral.core.spec import Params, Refused, ServerView, View
+from floral.core.streams import Shapes, Stream
 from floral.nn.layers import layer_params
 
 
@@ -145,10 +145,28 @@ def download_floats(adaptors: Adaptors, clients: int, *, biases: bool) -> int:
     with fewer floats. `clients` is the number of clients of the round. If `biases` is set, the sum includes the biases
     of the layers.
     """
-    model = adaptors.model.init(Shapes(0, "size"))
+    model = {**adaptors.model.constants, **adaptors.model.init(Shapes(0, "size"))}
     ending = ("weight", "bias") if biases else ("weight",)
     dense = sum(t.numel() for n, t in model.items() if n.rsplit(".", 1)[0] in adaptors.by_layer and n.endswith(ending))
     return min(clients * adaptors.size, dense)
+
+
+def changed_names(adaptors: Adaptors, *, biases: bool) -> list[str]:
+    """Return the names of the parameters to which products of adaptors are added."""
+    size = adaptors.init(Stream(0, "size"))
+    names = adaptors.products({name: t[None] for name, t in size.items()}, torch.ones(1))
+    return [name for name in names if biases or name.endswith(".weight")]
+
+
+def added_by_server(served: ServerView, change: Params) -> View:
+    """Return the groups "base" and "weights" after the server has added `change` to their parameters."""
+    groups = {
+        name: served.after.get(name, served.before[name]) for name in ("base", "weights") if name in served.before
+    }
+    return {
+        group: params | {name: params[name] + value for name, value in change.items() if name in params}
+        for group, params in groups.items()
+    }
 
 
 def product_norm(adaptor: Params) -> Tensor:

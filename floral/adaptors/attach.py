@@ -6,7 +6,7 @@ separately to the layer's input and added to the layer's output.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -18,7 +18,7 @@ from floral.adaptors.embedding import EmbeddingAdaptor
 from floral.adaptors.factors import scaled, stack, without_mean
 from floral.adaptors.linear import LinearAdaptor
 from floral.adaptors.norm import NormAdaptor, moved
-from floral.core.spec import Adapted, Noise, Params, Predict, Problem, Refused, View
+from floral.core.spec import Adapted, Group, Noise, Params, Predict, Problem, Refused, Scope, View
 from floral.core.streams import Stream
 from floral.nn.layers import WEIGHT_LAYERS, Conv2d, ConvTranspose2d, Embedding, Linear, layer_params
 from floral.nn.model import Model, gets_adaptor
@@ -71,7 +71,8 @@ class Adaptors:
             return x
         uniform = noise[noise_name(name)]
         # A model may have cut off padding that all samples share.
-        return self.dropout[name](x, uniform[tuple(slice(0, side) for side in x.shape)])
+        sides = self.model.by_sample(name, x, len(uniform)).shape
+        return self.dropout[name](x, uniform[tuple(slice(0, side) for side in sides)])
 
     def statistics(self) -> Params:
         """Return the initial running statistics of one adaptor, named <layer>.<mean|variance>.
@@ -96,6 +97,17 @@ class Adaptors:
     def added(self, base: Params, change: Params) -> Params:
         """Return the base with changes added to its parameters. A changed parameter that never trains is included."""
         return {**base, **{name: self.model.value(base, name) + value for name, value in change.items()}}
+
+    def frozen_weights(self, change: Iterable[str]) -> dict[str, Group]:
+        """Return the group "weights": the frozen parameters that only the server changes. Return {} if there are none.
+
+        `change` has the names of the parameters that the server changes. Predictions read the group together with the
+        group "base": it replaces the constants of the model.
+        """
+        names = [name for name in change if name in self.model.constants]
+        if not names:
+            return {}
+        return {"weights": Group(scope=Scope.SHARED, init=lambda: {name: self.model.constants[name] for name in names})}
 
     def require_trained_base(self) -> None:
         """Check that the server can add products of adaptors to the base.
@@ -454,7 +466,7 @@ def with_dropout(adaptors: Adaptors, rate: float, shape: tuple[int, ...]) -> Ada
 
     Raises:
         Refused: adaptors are merged into the weights, the model mixes the samples of a batch, or the input of an
-            adapted layer has no first axis of samples.
+            adapted layer has no axis of samples.
     """
     if adaptors.application == "merged":
         raise Refused(
@@ -471,11 +483,12 @@ def with_dropout(adaptors: Adaptors, rate: float, shape: tuple[int, ...]) -> Ada
     for name, adaptor in adaptors.by_layer.items():
         if not isinstance(adaptor, LinearAdaptor | ConvAdaptor):
             continue
-        first, *rest = inputs[name]
-        if first != samples:
+        axis = adaptors.model.sample_axes.get(name)
+        if axis is None and inputs[name][0] != samples:
             raise Refused(
-                f"`dropout: {rate}` needs samples on the first axis, but the input of the layer {name} has the shape "
+                f"`dropout: {rate}` needs samples on one axis, but the input of the layer {name} has the shape "
                 f"{list(inputs[name])} for {samples} samples; leave this layer out of `adapt`, or set `dropout: 0`"
             )
-        dropout[name] = Dropout(tuple(rest), rate)
+        by_sample = adaptors.model.by_sample(name, torch.empty(inputs[name], device="meta"), samples)
+        dropout[name] = Dropout(tuple(by_sample.shape[1:]), rate, axis or 0)
     return replace(adaptors, dropout=dropout)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from floral.adaptors.attach import Adaptors, adaptors_of
+from floral.adaptors.attach import Adaptor, Adaptors, adaptors_of
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.linear import LinearAdaptor
 from floral.core.spec import Params, Problem
@@ -25,12 +25,17 @@ def gated_adaptors(problem: Problem, **adaptor: Any) -> Adaptors:
     return adaptors.without(*(name for name, layer in adaptors.model.layers.items() if isinstance(layer, Embedding)))
 
 
-def gate_input(x: Tensor) -> Tensor:
-    """Return what the gate of a layer reads: the layer's input x [B, ..., inputs], or its mean over an image's pixels.
+def gate_input(part: Adaptor, x: Tensor) -> Tensor:
+    """Return what the gate of a layer with the adaptor `part` reads: the layer's input x [B, ..., inputs].
 
-    An image is x [B, inputs, H, W], and its mean is [B, inputs].
+    For a convolution of images x [B, inputs, H, W], it is the mean over all pixels [B, inputs].
     """
-    return x.flatten(2).mean(-1) if x.dim() == 4 else x
+    return x.flatten(2).mean(-1) if isinstance(part, ConvAdaptor) else x
+
+
+def gate_inputs(part: Adaptor, shape: torch.Size) -> int:
+    """Return the number of entries of `gate_input` for a layer's input of the given shape."""
+    return (shape[:2] if isinstance(part, ConvAdaptor) else shape).numel()
 
 
 def each_output(part: LinearAdaptor | ConvAdaptor, adaptors: Params, x: Tensor) -> list[Tensor]:

@@ -168,7 +168,7 @@ def _row(variant: Variant) -> Row:
 def _build(variant: Variant, batch_norm: bool) -> Method:
     """Build the variant with a small MLP, which has batch norm if `batch_norm` is true."""
 
-    def build_model(width: float = 1.0):
+    def build_model(width: float = 1.0, trained: bool = False):
         return mlp.build(SHAPE, OUTPUTS, hidden=8, batch_norm=batch_norm, width=width)
 
     problem = Problem(

@@ -27,6 +27,11 @@ RESULTS_VERSION = 1
 """Version of the engine. Increase it when the same runs of all methods give other numbers: all runs get new names."""
 PARTITION_VERSION = 1
 """Version of the code that all kinds of partitions share. Increase it when the same partition gives other samples."""
+FROZEN_BASE_VERSION = 2
+"""Version of `base: frozen`. Increase it when the same runs with a frozen base give other numbers.
+
+From version 2 on, methods with a warm-up have none if the base is frozen.
+"""
 SYNTHETIC_VERSION = 1
 """Version of the generator of synthetic data. Increase it when the same values give other samples."""
 
@@ -126,6 +131,8 @@ class Run(Frozen):
                 self.task.data
             )  # The stored name depends on the content of the data, not on their path.
         task["model"] = own_model.identity(self.task.model)
+        if self.task.base == "frozen":
+            task["base"] = ["frozen", FROZEN_BASE_VERSION]
         variant = self.variant.model_dump(mode="json", include={"name", "method", "params"})
         parameters = catalogue.method_file(self.variant.method).parameters
         later = {name: parameter.default for name, parameter in parameters.items() if parameter.later}

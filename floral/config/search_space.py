@@ -51,8 +51,9 @@ def configurations(axes: Axes) -> list[Configuration]:
     """Return one combination of hyper-parameters for each learning rate of model parameters in `axes`.
 
     So all methods try the same learning rates of model parameters. All values of the other hyper-parameters are
-    combined with each other, and every combination is used equally often. A full grid of the same size would try fewer
-    learning rates for a method with more hyper-parameters, which would put this method at a disadvantage.
+    combined with each other, and every combination is used equally often, or at most once more than another if the
+    number of combinations does not divide that of learning rates. A full grid of the same size would try fewer learning
+    rates for a method with more hyper-parameters, which would put this method at a disadvantage.
     """
     lr, *remaining = axes
     combinations = list(itertools.product(*(axes[name] for name in remaining)))

@@ -18,7 +18,7 @@ from floral.config.schema.base import Frozen
 from floral.config.schema.method import Variant
 from floral.config.schema.suite import Fidelity
 from floral.config.schema.task import Task
-from floral.config.schema.tuning import Configuration, Rates, SearchFile, Space, Tuning
+from floral.config.schema.tuning import Configuration, Rates, SearchFile, Space, Tuning, TuningFile
 from floral.config.search_space import RATES, axes_of, configurations
 
 
@@ -33,7 +33,7 @@ class Search(Frozen):
     )
     variant: Variant = Field(description="Variant with its hyper-parameters before tuning.")
     fidelity: Fidelity = Field(description="Fidelity of the runs.")
-    tuning: Tuning = Field(description="Values of config/tuning.yaml, with the tuning seeds of this task.")
+    tuning: Tuning = Field(description="Values of config/tuning.yaml for this task.")
     axes: Mapping[str, tuple[Any, ...]] = Field(description="Learning rate or hyper-parameter → the values to try.")
 
     @property
@@ -80,7 +80,7 @@ def search_for(run: Run, where: str) -> Search:
     Raises:
         ConfigError: the task has no validation samples, a learning rate is 0, or the search space is wrong.
     """
-    task, rule = run.task, tuning().of(run.task.name)
+    task, rule = run.task, tuning(run.task.name)
     if run.fidelity["validation"] == "none" or task.partition.validation == 0:
         raise ConfigError(
             f"{where}: tuning needs validation samples, but {task.name} has no validation samples (the fidelity "
@@ -109,20 +109,29 @@ def with_values(run: Run, rates: Rates, params: Mapping[str, Any]) -> Run:
 
 
 @cache
-def tuning() -> Tuning:
-    """Return the values of config/tuning.yaml, which are common to the searches of all methods.
-
-    Examples are the number of configurations to try (the budget) and the range of the learning rates.
+def tuning_file() -> TuningFile:
+    """Return the content of config/tuning.yaml.
 
     Raises:
-        ConfigError: a value is wrong, or `more_seeds` names an unknown task.
+        ConfigError: a value is wrong, or `tasks` names an unknown task.
     """
     path = layers.file("tuning.yaml")
-    parsed: Tuning = parse(Tuning, layers.read("tuning.yaml"), str(path))
-    for name in parsed.more_seeds:
+    parsed: TuningFile = parse(TuningFile, layers.read("tuning.yaml"), str(path))
+    for name in parsed.tasks:
         if name not in (tasks := catalogue.names("tasks")):
-            raise suggest("task", name, tasks, f"{path}: more_seeds")
+            raise suggest("task", name, tasks, f"{path}: tasks")
+        parse(Tuning, parsed.keys_of(name), f"{path}: tasks.{name}")
     return parsed
+
+
+@cache
+def tuning(task_name: str) -> Tuning:
+    """Return the rule by which all methods are tuned on a task, such as the number of configurations to try.
+
+    Raises:
+        ConfigError: a value is wrong, or `tasks` names an unknown task.
+    """
+    return parse(Tuning, tuning_file().keys_of(task_name), str(layers.file("tuning.yaml")))
 
 
 @cache
@@ -179,7 +188,7 @@ def _check_space(space: Space, variant_name: str, where: str, separate: bool) ->
         if len(set(values)) < len(values):
             raise ConfigError(f"{where}: values: {key}: {list(values)} contains a value twice; list each value once")
     sizes = {"router_lr": space.router_lr, **{key: len(values) for key, values in space.values.items()}}
-    if (budget := tuning().budget) % (count := math.prod(sizes.values())):
+    if (budget := tuning_file().budget) % (count := math.prod(sizes.values())):
         product = " × ".join(f"{size} values of {key}" for key, size in sizes.items() if size > 1)
         raise ConfigError(
             f"{where}: {product} make {count} combinations, but {count} does not divide the `budget: {budget}` of "

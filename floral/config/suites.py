@@ -12,7 +12,7 @@ from floral.config.reading import ConfigError, suggest
 from floral.config.run import Run
 from floral.config.schema.data import CustomData
 from floral.config.schema.suite import Block
-from floral.config.searches import Search, search_for, search_space, tuning
+from floral.config.searches import Search, search_for, search_space, tuning, tuning_file
 from floral.config.tuned import Untuned, tune_command, with_tuned_values
 from floral.core.precision import Precision
 
@@ -184,7 +184,8 @@ def _check_seeds(blocks: Iterable[Block], where: str) -> None:
     Tuning seeds are the seeds of the runs that serve to choose the tuned values. Results with these seeds would be too
     good, so a suite must not report them. `where` is the file of the suite, which the error message names.
     """
-    tuning_seeds = {seed for seeds in (tuning().seeds, *tuning().more_seeds.values()) for seed in seeds}
+    rules = (tuning_file(), *map(tuning, tuning_file().tasks))
+    tuning_seeds = {seed for rule in rules for seed in rule.seeds}
     if both := sorted({seed for block in blocks for seed in block.seeds} & tuning_seeds):
         raise ConfigError(
             f"{where}: seeds: {both} are tuning seeds ({layers.file('tuning.yaml')}), whose runs choose the tuned "

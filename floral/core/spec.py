@@ -450,7 +450,9 @@ class Problem:
     """
 
     build_model: Callable[..., Any]
-    """`build_model(width=1.0)` → the task's model, its hidden layers widened by `width`."""
+    """`build_model(width=1.0, trained=False)` → the task's model, its hidden layers widened by `width`.
+
+    With `trained=True`, all parameters are trained, whatever the task's key `base` says."""
     clients: int
     cohort: int
     """Clients of one round."""
@@ -468,3 +470,5 @@ class Problem:
     seed: int
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    frozen_base: bool = False
+    """Whether the task has `base: frozen`: the model's parameters are frozen, except those of its head."""

@@ -6,7 +6,7 @@ import io
 import re
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -36,6 +36,8 @@ DEEP = re.compile(r";16[BLNS]")
 """Part of the name of a stored format with 16 bits per channel. Pillow cuts such colours to 8 bits while it decodes."""
 GREY = ("1", "L", "LA")
 """Modes of Pillow for grey images; LA is transparent."""
+FILTER = Image.Resampling.BILINEAR
+"""Filter that resizes images. When it shrinks an image, it averages all pixels, so that nothing is left out."""
 BROKEN = (
     OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, AttributeError, OverflowError,
     struct.error, zlib.error, Image.DecompressionBombError, ImageCms.PyCMSError,
@@ -43,10 +45,13 @@ BROKEN = (
 """Errors that Pillow raises for a damaged image."""
 
 
-def pixels(images: Iterable[tuple[str, Path | bytes]], count: int) -> npt.NDArray[np.uint8]:
+def pixels(
+    images: Iterable[tuple[str, Path | bytes]], count: int, size: Sequence[int] | None = None
+) -> npt.NDArray[np.uint8]:
     """Decode images of equal size to an array [N, H, W] if all are grey, otherwise [N, H, W, 3].
 
-    Each image is a pair: its name in error messages, and its file or its content. `count` is their number, N.
+    Each image is a pair: its name in error messages, and its file or its content. `count` is their number, N. With
+    `size`, height and width in pixels, each image is first resized to it by FILTER, whatever its aspect ratio.
 
     Raises:
         DataError: an image cannot be decoded, or differs in size from the first one.
@@ -54,13 +59,15 @@ def pixels(images: Iterable[tuple[str, Path | bytes]], count: int) -> npt.NDArra
     array, first = np.empty((count, 0, 0), np.uint8), ""
     for row, (name, content) in enumerate(images):
         image = decoded(name, content)
+        if size is not None:
+            image = image.resize((size[1], size[0]), FILTER)
         if not row:
             array, first = np.empty((count, image.height, image.width), np.uint8), name
         height, width = array.shape[1:3]
         if image.size != (width, height):
             raise DataError(
                 f"{name}: this image has {image.width}×{image.height} pixels, but {first} has {width}×{height}; resize "
-                "all images to one size"
+                "all images to one size, or set `data.resize`"
             )
         if image.mode == "RGB" and array.ndim == 3:
             array = np.repeat(array[..., None], 3, axis=-1)

@@ -13,7 +13,7 @@ import numpy as np
 from floral.config import pretrained
 from floral.data.readers import TEST_SHARE, Labelled, select_test
 from floral.data.sources import DataError, RawFile, content
-from floral.data.text import encoder_of
+from floral.data.tokens import token_ids
 
 TOKENIZER_FILES = (pretrained.TOKENIZER, pretrained.CONFIG)
 """Names of the last two files: the tokenizer of a pretrained model, and the configuration of this model."""
@@ -42,7 +42,8 @@ def rated_sentences(files: Sequence[RawFile], *, tokens: int) -> Labelled:
     *domains, tokenizer, config = files
     by_domain = [list(_lines(raw)) for raw in domains]
     lines = list(chain.from_iterable(by_domain))
-    ids = _token_ids(lines, tokenizer.location, config.location, tokens)
+    texts = [line.text for line in lines]
+    ids = token_ids(texts, lambda number: lines[number].place, tokenizer.location, config.location, tokens)
     domain = np.repeat(np.arange(len(domains), dtype=np.int32), list(map(len, by_domain)))
     names = list(dict.fromkeys(line.client for line in lines if line.client))
     number = {name: at for at, name in enumerate(names)}
@@ -92,34 +93,8 @@ def _lines(raw: RawFile) -> Iterator[Line]:
                 f"{place}: the rating {rated!r} is no number from {LOWEST:g} to {HIGHEST:g}; correct it, or remove the "
                 "row"
             )
-        if not text.strip():
-            raise DataError(f"{place}: the sentence is empty; write one, or remove the row")
         group, separator, _ = name.partition("_")
         yield Line(place, f"{_domain_name(raw)} {group}" if separator else "", rating, text)
-
-
-def _token_ids(lines: Sequence[Line], tokenizer: Path, config: Path, tokens: int) -> np.ndarray:
-    """Return the token ids of sentences, int32 [N, T], where T is the length of the longest sentence, at most `tokens`.
-
-    Raises:
-        DataError: a sentence has more tokens than the model has positions.
-    """
-    encoder, padding = encoder_of(tokenizer, config)
-    limit = pretrained.number(config, "max_position_embeddings")
-    texts = [line.text for line in lines]
-    uncut = [row.ids for row in encoder.encode_batch(texts)]
-    for line, ids in zip(lines, uncut, strict=True):
-        if limit is not None and len(ids) > limit:
-            raise DataError(
-                f"{line.place}: the sentence has {len(ids):,} tokens, but the model of {config} takes {limit:,}; "
-                "shorten the sentence, or remove the row"
-            )
-    encoder.enable_truncation(tokens)
-    rows = [ids if len(ids) <= tokens else encoder.encode(text).ids for text, ids in zip(texts, uncut, strict=True)]
-    array = np.full((len(rows), max(map(len, rows))), padding, np.int32)
-    for row, ids in zip(array, rows, strict=True):
-        row[: len(ids)] = ids
-    return array
 
 
 def _domain_name(raw: RawFile) -> str:

@@ -1,6 +1,4 @@
-"""Readers of text: windows of T tokens whose next tokens are the labels, and token ids of texts that have a class.
-
-Windows are cut from the text of each speaker or user.
+"""Readers of text: windows of T tokens whose next tokens are the labels, cut from the text of each speaker or user.
 
 x [N, T] holds token ids, and y [N, T] the token after each position. The windows of a client neither overlap nor leave
 gaps, and no window mixes clients. The end of a text that is too short for a window is dropped.
@@ -14,14 +12,11 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from floral.config import pretrained
 from floral.data.readers import Labelled
 from floral.data.sources import DataError, RawFile, content
 
@@ -31,8 +26,6 @@ WORDS = 20
 """Window length T in token ids (arXiv 2003.00295, StackOverflow)."""
 TRAIN_SHARE = 0.8
 """Share of a client's windows that are training samples."""
-TOKENS = 128
-"""Number of token ids of a text with a class, unless `data.tokens` says otherwise."""
 MAX_TOKENS = 1 << 20
 """Upper bound of token ids, exclusive. A model has one row of weights per id, and ids are exact in float32."""
 
@@ -77,7 +70,7 @@ def character_table(files: Sequence[RawFile]) -> Labelled:
         DataError: the file is not parquet, has other columns or a missing value, or no client has text for two windows.
     """
     place = str(files[0].location)
-    table = _table(files[0], {"character_id": pl.String, "x": pl.String})
+    table = parquet_table(files[0], {"character_id": pl.String, "x": pl.String})
     if "y" not in table.columns:
         table = table.with_columns(y=pl.lit(""))
     by_client = {part["character_id"][0]: part for part in table.partition_by("character_id", maintain_order=True)}
@@ -96,7 +89,7 @@ def token_table(files: Sequence[RawFile]) -> Labelled:
         1,048,576, or no user has text for two windows.
     """
     place = str(files[0].location)
-    table = _table(files[0], {"user_id": None, "tokens": pl.List})
+    table = parquet_table(files[0], {"user_id": None, "tokens": pl.List})
     if not table.schema["tokens"].inner.is_integer():  # type: ignore[attr-defined]
         raise DataError(f"{place}: the column tokens has type {table.schema['tokens']}; save lists of integers in it")
     posts = table["tokens"].explode().drop_nulls()
@@ -111,60 +104,36 @@ def token_table(files: Sequence[RawFile]) -> Labelled:
     return _cut(texts, WORDS, int(posts.max()) + 1 if len(posts) else 0, place)  # type: ignore[arg-type]
 
 
+def instructions(files: Sequence[RawFile]) -> Labelled:
+    """Read instructions and responses from a parquet table, and cut them into windows of characters.
+
+    The columns are `instruction`, `response`, `category` (the natural client), and optionally `context`, all strings. A
+    row becomes the lines instruction, context and response. The text of a category has its rows in order, with an empty
+    line between them.
+
+    Raises:
+        DataError: the file is not parquet, has other columns or a missing value, a category is empty, or no category
+            has text for two windows.
+    """
+    place = str(files[0].location)
+    table = parquet_table(files[0], dict.fromkeys(("instruction", "response", "category"), pl.String))
+    if len(empty := (table["category"].str.strip_chars() == "").arg_true()):
+        raise DataError(
+            f"{place}: row {empty[0]} (counted from 0): the category is empty; write one, or remove the row"
+        )
+    texts: dict[str, list[str]] = {}
+    for row in table.iter_rows(named=True):
+        parts = row["instruction"], row.get("context"), row["response"]
+        texts.setdefault(row["category"], []).append("\n".join(filter(None, parts)))
+    return _characters({name: ["\n\n".join(rows)] for name, rows in texts.items()}, place)
+
+
 READERS: dict[str, Callable[..., Labelled]] = {
     "speeches": speeches,
     "character_table": character_table,
     "token_table": token_table,
+    "instructions": instructions,
 }
-
-
-def tokenised(
-    texts: Sequence[Sequence[str]], tokenizer: Path, config: Path, tokens: int
-) -> list[npt.NDArray[np.int32]]:
-    """Return the token ids of texts, int32 [N, tokens] for each group of N texts.
-
-    `tokenizer` is the file tokenizer.json of a pretrained model. `config` is its config.json, which has the padding id.
-    Longer texts are cut at the end, and shorter ones are filled up at the end.
-
-    Raises:
-        DataError: the package tokenizers is missing or cannot read the file, or the tokenizer does not fit the model.
-        ConfigError: the configuration has no padding id.
-    """
-    encoder, padding = encoder_of(tokenizer, config)
-    encoder.enable_truncation(tokens)
-    encoder.enable_padding(pad_id=padding, length=tokens)
-    rows = [[row.ids for row in encoder.encode_batch(list(group))] for group in texts]
-    return [np.array(ids, np.int32).reshape(len(ids), tokens) for ids in rows]
-
-
-def encoder_of(tokenizer: Path, config: Path) -> tuple[Any, int]:
-    """Return the tokenizer of a pretrained model, which neither cuts nor fills up, and the id that fills up texts.
-
-    `tokenizer` is the file tokenizer.json, and `config` is the config.json of the model.
-
-    Raises:
-        DataError: the package tokenizers is missing or cannot read the file, or the tokenizer has more token ids than
-            the model.
-        ConfigError: the configuration has no padding id.
-    """
-    try:
-        from tokenizers import Tokenizer  # pyright: ignore[reportMissingImports] - of the extra `hf`
-    except ImportError:
-        raise DataError(f"`data.tokenizer` needs the package tokenizers; {pretrained.INSTALL}") from None
-    padding, vocabulary = pretrained.padding_id(config), pretrained.number(config, "vocab_size")
-    try:
-        encoder = Tokenizer.from_str(content(tokenizer).decode())
-    except Exception as error:  # tokenizers has no class of errors of its own
-        raise DataError(f"{tokenizer}: tokenizers cannot read this file ({error}); download it again") from None
-    largest = max(encoder.get_vocab(with_added_tokens=True).values(), default=0)
-    if vocabulary is not None and largest >= vocabulary:
-        raise DataError(
-            f"{tokenizer}: this tokenizer has the token id {largest}, but the model of {config} has `vocab_size: "
-            f"{vocabulary}`; use the tokenizer and the configuration of one model"
-        )
-    encoder.no_truncation()
-    encoder.no_padding()
-    return encoder, padding
 
 
 def _decoded(data: bytes, place: str) -> str:
@@ -177,11 +146,14 @@ def _decoded(data: bytes, place: str) -> str:
         ) from None
 
 
-def _table(raw: RawFile, columns: dict[str, type[pl.DataType] | None]) -> pl.DataFrame:
+def parquet_table(raw: RawFile, columns: dict[str, type[pl.DataType] | None]) -> pl.DataFrame:
     """Read a parquet table, and check its columns.
 
     `columns` maps the name of each required column to its type, or to None if any type is allowed. These columns must
     have no missing value.
+
+    Raises:
+        DataError: the file is not parquet, has other columns, or a missing value.
     """
     try:
         table = pl.read_parquet(io.BytesIO(content(raw.location)))

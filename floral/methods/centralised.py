@@ -7,7 +7,7 @@ from floral.core.streams import Stream
 from floral.toolkit.parts import model_groups, predictor
 
 
-def build(problem: Problem, *, pool: Literal["all", "cluster"]) -> Method:
+def build(problem: Problem, *, pool: Literal["all", "cluster"], train: str) -> Method:
     """Centralised training: train one model on all samples (`pool="all"`), or one model per true cluster
     (`pool="cluster"`).
 
@@ -17,8 +17,10 @@ def build(problem: Problem, *, pool: Literal["all", "cluster"]) -> Method:
     In each round, a model trains on a part of its samples. For example, if a cohort has a tenth of all clients, the
     model trains on a tenth of its samples. So all models together train on as many samples as the clients of one cohort
     have.
+
+    With `train="all"`, all parameters are trained, also on tasks with a frozen base.
     """
-    model = problem.build_model()
+    model = problem.build_model(trained=train == "all")
     pools = 1 if pool == "all" else problem.clusters
     return Method(
         groups=model_groups(model, Scope.PRIVATE, Stream(problem.seed, "model"), problem.lr, holders=pools),

@@ -5,7 +5,7 @@ import torch
 from floral.adaptors.attach import Adaptors
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.linear import LinearAdaptor
-from floral.adaptors.per_sample import gate_input, gated_adaptors
+from floral.adaptors.per_sample import gate_input, gate_inputs, gated_adaptors
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope, ServerStep
 from floral.core.streams import Stream
 from floral.nn.layers import layer_params
@@ -58,8 +58,9 @@ def build(
                 part.unmerged({key: t[None] for key, t in layer_params(view[group], name).items()}, full_weight, z)
                 for group in ("own", "rest")
             ]
-            mix = torch.softmax(gate_input(x) @ view["mixer"][name].mT, -1)
-            shares = [share[:, None, None, None] if x.dim() == 4 else share[..., None] for share in mix.unbind(-1)]
+            mix = torch.softmax(gate_input(part, x) @ view["mixer"][name].mT, -1)
+            missing = (None,) * (outputs[0].dim() - mix.dim() + 1)
+            shares = [share[(..., *missing)] for share in mix.unbind(-1)]
             return None, shares[0] * outputs[0] + shares[1] * outputs[1]
 
         logits, statistics = adaptors.model(view["base"], view.get("statistics", {}), x, noise, mask, adapt)
@@ -105,7 +106,6 @@ def adaptor_multiply_adds(problem: Problem, adaptors: Adaptors) -> int:
     """
     inputs = adaptors.model.inputs(problem.shape, problem.batch)
     return sum(
-        part.multiply_adds(inputs[name], 2)[1]
-        + 2 * (inputs[name][:2] if len(inputs[name]) == 4 else inputs[name]).numel()
+        part.multiply_adds(inputs[name], 2)[1] + 2 * gate_inputs(part, inputs[name])
         for name, part in adaptors.by_layer.items()
     )

@@ -6,7 +6,7 @@ from torch import Tensor
 from floral.adaptors.aggregation import flatten
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.linear import LinearAdaptor
-from floral.adaptors.per_sample import each_output, gate_input, gated_adaptors, mixed_outputs
+from floral.adaptors.per_sample import each_output, gate_input, gate_inputs, gated_adaptors, mixed_outputs
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Routing, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
 from floral.nn.layers import layer_params
@@ -16,7 +16,7 @@ from floral.toolkit.parts import (
     fedavg_phase,
     model_groups,
     phases_with_warmup,
-    require_samples_first,
+    require_separate_samples,
     sample_losses,
 )
 from floral.toolkit.routes import keep_largest
@@ -64,12 +64,12 @@ def build(
     Costs: of the experts, a client holds and sends `held` in each layer, and computes `top`.
 
     Raises:
-        Refused: the model is a PyTorch module, whose layers may reorder samples.
+        Refused: an adapted layer does not have the samples of a batch in their order.
     """
     adaptors = gated_adaptors(problem, rank=rank, bias=bias, convolution=convolution)
     stream, clients = Stream(problem.seed, "adaptors"), problem.clients
     model, layers = adaptors.model, adaptors.by_layer
-    require_samples_first(model)
+    require_separate_samples(model, layers, "leave this layer out of `adapt`")
     start, choices = adaptors.init(stream), min(clients, max(1, round(held * clients / experts)))
     ranks, inputs = ({name: start[f"{name}.A"].shape[axis] for name in layers} for axis in (0, 1))
 
@@ -81,7 +81,7 @@ def build(
             part = layers.get(name)
             if not isinstance(part, LinearAdaptor | ConvAdaptor):
                 return None, None
-            factors, read = layer_params(view["experts"], name), gate_input(x)
+            factors, read = layer_params(view["experts"], name), gate_input(part, x)
             keys = read @ down(factors["A"]).flatten(0, 1).mT
             products = keys.unflatten(-1, (experts, -1)) * (read @ view["projection"][name].mT).unsqueeze(-2)
             scores = products.sum(-1) / ranks[name] ** 0.5
@@ -101,7 +101,8 @@ def build(
         def record(name, read, shares, weights):
             number = (view["assigned"][name] > 0).sum()
             is_used = (weights > 0).to(weights.dtype)
-            terms.append(number * (mean(is_used, batch.mask) * mean(shares, batch.mask)).sum() / top)
+            used, share = (mean(model.by_sample(name, t, len(batch.mask)), batch.mask) for t in (is_used, shares))
+            terms.append(number * (used * share).sum() / top)
 
         logits, changed = forward(view, batch.x, noise, batch.mask, record)
         return sample_losses(problem.loss, logits, batch.y) + balance * torch.stack(terms).sum(), changed
@@ -110,6 +111,7 @@ def build(
         means = {}
 
         def record(name, read, shares, weights):
+            read = model.by_sample(name, read, len(samples.mask))
             means.setdefault(name, []).append(mean(read, samples.mask))
 
         forward(view, samples.x, None, None, record)
@@ -177,7 +179,7 @@ def build(
     per_client = choices * experts / clients  # experts that a client holds in a layer, on average
     size, sent = round(per_client * adaptors.size), round(sum(ranks.values()) * (1 + per_client))
     shapes = model.inputs(problem.shape, problem.batch)
-    read = {n: (shape[:2] if len(shape) == 4 else shape).numel() for n, shape in shapes.items()}
+    read = {name: gate_inputs(part, shapes[name]) for name, part in layers.items()}
     added = sum(
         part.multiply_adds(shapes[name], 1 + top)[1] + read[name] * ranks[name] * (1 + per_client)
         for name, part in layers.items()

@@ -17,7 +17,7 @@ from floral.toolkit.parts import (
     model_groups,
     phases_with_warmup,
     repeated_start,
-    require_samples_first,
+    require_separate_samples,
 )
 
 
@@ -39,10 +39,11 @@ def build(problem: Problem, *, base: str, warmup: float, weight: float, **adapto
     The options `base` and `warmup` are as in `fedit`. With base="joint", the base trains in the second phase.
 
     Raises:
-        Refused: the model has no head, no adaptor below it, or is a PyTorch module, whose layers may reorder samples.
+        Refused: the model has no head, no adaptor below it, or an adapted layer does not have the samples of a batch in
+            their order.
     """
     adaptors, stream = adaptors_of(problem, **adaptor), Stream(problem.seed, "adaptors")
-    require_samples_first(adaptors.model)
+    require_separate_samples(adaptors.model, adaptors.by_layer, "leave this layer out of `adapt`")
     head = head_name(adaptors.model)
     below = replace(adaptors.without(head), model=body_model(adaptors.model))
     unit = torch.ones(1, dtype=problem.dtype, device=problem.device)
@@ -65,7 +66,7 @@ def build(problem: Problem, *, base: str, warmup: float, weight: float, **adapto
                 part.unmerged({key: value[None] for key, value in layer_params(view[group], name).items()}, unit, z)
                 for group in ("shared", "private")
             )
-            return None, shared + share.reshape(-1, *(1,) * (shared.dim() - 1)) * (private - shared)
+            return None, shared + adaptors.model.weighted(name, share, private - shared)
 
         logits, statistics = adaptors.model(view["base"], view.get("statistics", {}), x, noise, mask, adapt)
         return logits, {"statistics": statistics} if statistics else {}

@@ -3,7 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
-from floral.adaptors.aggregation import averaging_error, download_floats, flatten, unflatten
+from floral.adaptors.aggregation import (
+    added_by_server,
+    averaging_error,
+    changed_names,
+    download_floats,
+    flatten,
+    unflatten,
+)
 from floral.adaptors.attach import adaptors_of
 from floral.core.spec import Method, Problem, ServerStep
 from floral.methods.fedit import fedit_method
@@ -18,6 +25,9 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
 
     Limiting case: with one client per round the error is zero, and this is FedIT.
 
+    On a task with a frozen base, the SHARED group "weights" has the frozen weights of the adapted layers, and the error
+    is added to them.
+
     The options `base` and `warmup` are as in `fedit`. With base="joint", W on the right side is the averaged base, and
     the result is again the mean of the clients' layers. The correction is exact if the server's learning rate is 1.
 
@@ -25,17 +35,22 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     `download_floats`).
     """
     adaptors = adaptors_of(problem, **adaptor)
-    adaptors.require_trained_base()
-    floats_sent = {} if base == "joint" else {"base": (download_floats(adaptors, problem.cohort, biases=False), 0)}
+    weights = adaptors.frozen_weights(changed_names(adaptors, biases=False))
+    sum_sent = (download_floats(adaptors, problem.cohort, biases=False), 0)
+    floats_sent = {"weights": sum_sent} if weights else {} if base == "joint" else {"base": sum_sent}
 
     def add_error(served):
         if "adaptor" not in served.means:
             return {}
         clients, mean = unflatten(served.client_vectors.vectors, served.means["adaptor"]), served.means["adaptor"]
         share = served.client_vectors.share.to(served.client_vectors.vectors.dtype)
-        base = served.after.get("base", served.before["base"])
-        error = averaging_error(adaptors, clients, share, mean)
-        return {"base": base | {name: base[name] + value for name, value in error.items()}}
+        return added_by_server(served, averaging_error(adaptors, clients, share, mean))
 
     method = fedit_method(problem, adaptors, base, warmup, floats_sent=floats_sent)
-    return replace(method, server=ServerStep(client_vector=lambda view: flatten(view["adaptor"]), update=add_error))
+    return replace(
+        method,
+        groups={**method.groups, **weights},
+        predict=adaptors.predictor(("adaptor",), base=("base", *weights)),
+        adapted=adaptors.summed(("adaptor",), base=("base", *weights)),
+        server=ServerStep(client_vector=lambda view: flatten(view["adaptor"]), update=add_error),
+    )

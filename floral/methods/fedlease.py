@@ -64,7 +64,7 @@ def build(problem: Problem, *, base: str, warmup: float, local: float, experts: 
             part = adaptors.by_layer.get(name)
             if not isinstance(part, LinearAdaptor | ConvAdaptor):
                 return None, None
-            weights = expert_weights(gate_input(x) @ gate[name].mT, is_used, is_cluster)
+            weights = expert_weights(gate_input(part, x) @ gate[name].mT, is_used, is_cluster)
             outputs = each_output(part, layer_params(held, name), adaptors.dropped(name, x, noise))
             return None, mixed_outputs(outputs, weights)
 

@@ -1,19 +1,24 @@
-"""FlexLoRA (arXiv 2402.11505) with equal ranks: average the products B A of the clients, and factorise the mean."""
+"""FlexLoRA (arXiv 2402.11505): average the products B A of the clients, and factorise the mean."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from floral.adaptors.aggregation import flatten, require_matrix_products, svd_factors, unflatten
 from floral.adaptors.attach import adaptors_of
+from floral.adaptors.client_ranks import client_ranks
 from floral.core.spec import Method, Problem, ServerStep
 from floral.methods.fedit import fedit_method
 
 
-def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
+def build(problem: Problem, *, least: int | Literal["rank"], base: str, warmup: float, **adaptor: Any) -> Method:
     """FlexLoRA: average the products B_k A_k of the clients' adaptors, and factorise the mean with an SVD.
 
     The new product B A is the best approximation, with the adaptor's rank, of the mean Σ_k p(k) B_k A_k. U S Vᵀ is the
     singular value decomposition (SVD) of this mean, and p(k) is the weight of client k.
+
+    With `least="rank"`, all clients have the same rank. With a number, the rank r_k of client k is drawn from
+    {least, …, rank}. The client trains and sends the first r_k components, which are the largest of the mean. All
+    clients predict with the full adaptor. Costs: the last download of the full adaptor is not counted.
 
     Limiting case: if the mean already has at most the adaptor's rank (as with one client per round), the averaged model
     equals that of FedIT.
@@ -35,5 +40,20 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
         share = served.client_vectors.share.to(served.client_vectors.vectors.dtype)
         return {"adaptor": svd_factors(adaptors, clients, share, mean)}
 
-    method = fedit_method(problem, adaptors, base, warmup)
-    return replace(method, server=ServerStep(client_vector=lambda view: flatten(view["adaptor"]), update=decompose))
+    if least == "rank":
+        method = fedit_method(problem, adaptors, base, warmup)
+        return replace(method, server=ServerStep(client_vector=lambda view: flatten(view["adaptor"]), update=decompose))
+    ranks = client_ranks(problem, adaptors, least)
+    method = fedit_method(
+        problem,
+        adaptors,
+        base,
+        warmup,
+        predict=ranks.predictor(lambda: method.predict),
+        floats_sent={"adaptor": ranks.floats_sent},
+    )
+    return replace(
+        method,
+        groups={**method.groups, "rank": ranks.group},
+        server=ServerStep(client_vector=lambda view: flatten(ranks.truncated(view)), update=decompose),
+    )

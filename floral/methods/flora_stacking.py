@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from floral.adaptors.aggregation import download_floats, flatten, unflatten
+from floral.adaptors.aggregation import added_by_server, changed_names, download_floats, flatten, unflatten
 from floral.adaptors.attach import adaptors_of, factor
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
@@ -21,7 +21,8 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
 
     Limiting case: with base="joint" and the adaptors frozen at zero this is FedAvg.
 
-    The options `base` and `warmup` are as in `fedit`.
+    The options `base` and `warmup` are as in `fedit`. On a task with a frozen base, the SHARED group "weights" has the
+    frozen parameters of the adapted layers, and the products are added to them.
 
     A is PRIVATE: it holds the random A_k of the client's next round. B is SHARED, and is zero after each round.
 
@@ -30,7 +31,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     the floats that a client keeps privately, although the client could draw it again.
     """
     adaptors, stream = adaptors_of(problem, **adaptor), Stream(problem.seed, "adaptors")
-    adaptors.require_trained_base()
+    weights = adaptors.frozen_weights(changed_names(adaptors, biases=True))
 
     def init_a(stream: Stream):
         return factor(adaptors.init(stream), "A")
@@ -38,8 +39,8 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     start_b = {name: torch.zeros_like(value) for name, value in factor(adaptors.init(stream), "B").items()}
     size_a, size_b = (sum(t.numel() for t in part.values()) for part in (init_a(stream), start_b))
     floats_sent = {"A": (0, size_a), "B": (0, size_b)}
-    if base != "joint":
-        floats_sent["base"] = (download_floats(adaptors, problem.cohort, biases=True), 0)
+    if weights or base != "joint":
+        floats_sent["weights" if weights else "base"] = (download_floats(adaptors, problem.cohort, biases=True), 0)
 
     def stack(served: ServerView) -> View:
         if "B" not in served.means:
@@ -48,13 +49,12 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
         clients, vectors = served.client_vectors.clients, served.client_vectors.vectors
         one_client = {name: value[0] for name, value in served.before["A"].items()} | served.before["B"]
         merged = adaptors.products(unflatten(vectors, one_client), served.client_vectors.share.to(vectors.dtype))
-        base_params = served.after.get("base", served.before["base"])
         next_a = {name: value.clone() for name, value in served.before["A"].items()}
         for client in clients.tolist():
             for name, value in init_a(stream.at(served.round, client)).items():
                 next_a[name][client] = value
         return {
-            "base": base_params | {name: base_params[name] + value for name, value in merged.items()},
+            **added_by_server(served, merged),
             "A": next_a,
             "B": {name: torch.zeros_like(value) for name, value in served.before["B"].items()},
         }
@@ -62,13 +62,14 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     return Method(
         groups={
             **model_groups(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
+            **weights,
             "A": Group(
                 scope=Scope.PRIVATE, init=lambda: distinct_starts(init_a, stream, problem.clients), lr=problem.lr
             ),
             "B": Group(scope=Scope.SHARED, init=lambda: start_b, lr=problem.lr),
         },
-        predict=adaptors.predictor(("A", "B")),
-        adapted=adaptors.summed(("A", "B")),
+        predict=adaptors.predictor(("A", "B"), base=("base", *weights)),
+        adapted=adaptors.summed(("A", "B"), base=("base", *weights)),
         phases=phases_with_warmup(
             Phase(train=("base", "A", "B"), floats_sent=floats_sent),
             warmup_phase=fedavg_phase(adaptors.model),

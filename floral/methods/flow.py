@@ -12,7 +12,7 @@ from floral.toolkit.parts import (
     model_groups,
     predictor,
     repeated_start,
-    require_samples_first,
+    require_separate_samples,
     sample_losses,
 )
 from floral.toolkit.routes import Gate
@@ -33,17 +33,17 @@ def build(problem: Problem, *, gamma: float, local_part: str, policy_hidden: int
     each round. w and ψ are SHARED.
 
     The layers with a choice are linear layers, convolutions, and group and layer norms with parameters of their own.
-    Their outputs are linear in the parameters, so the mixture is computed as w_l(x) + q_l·(w_k,l - w_l)(x).
+    Their outputs are linear in the parameters, so the mixture is computed as w_l(x) + q_l·(w_k,l - w_l)(x). All other
+    parameters are those of w, such as batch norms, embeddings, and what a PyTorch module has outside of known layers.
 
     Limiting case: if the policy always chooses w, this is FedAvg on the samples of the second phase.
 
     Costs: one pass in the first phase and two in the second, in the mean 1.5 per sample, and the policy.
 
     Raises:
-        Refused: the task is text, or the model is a PyTorch module, whose layers may reorder the samples.
+        Refused: the task is text, or a layer with a choice does not have the samples of a batch in their order.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
-    require_samples_first(model)
     start, shared = model.init(stream), predictor(model)
     layers = [
         name
@@ -53,6 +53,7 @@ def build(problem: Problem, *, gamma: float, local_part: str, policy_hidden: int
     ]
     if not layers:
         raise Refused("no layer of the model has parameters to choose; remove `freeze`, or use another model")
+    require_separate_samples(model, layers, "name this layer in `freeze`")
     zeros = {name: torch.zeros_like(value) for name, value in start.items() if name.rpartition(".")[0] in layers}
     policy = Gate(problem=problem, experts=len(layers), hidden=policy_hidden).model
 
@@ -70,7 +71,7 @@ def build(problem: Problem, *, gamma: float, local_part: str, policy_hidden: int
             if name not in layers:
                 return None, None
             added = model.layers[name](layer_params(difference, name), x)
-            return None, share[:, layers.index(name)].reshape(-1, *(1,) * (added.dim() - 1)) * added
+            return None, model.weighted(name, share[:, layers.index(name)], added)
 
         logits, statistics = model(view["base"], view.get("statistics", {}), x, noise, mask, adapt)
         return logits, {"statistics": statistics} if statistics else {}

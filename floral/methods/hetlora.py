@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from floral.adaptors.aggregation import flatten, keep_components, product_norm, require_no_groups, unflatten
-from floral.adaptors.attach import Adaptors, adaptors_of
-from floral.core.spec import Group, Method, Problem, Scope, ServerStep
-from floral.core.streams import Stream
+from floral.adaptors.attach import adaptors_of
+from floral.adaptors.client_ranks import client_ranks
+from floral.core.spec import Method, Problem, ServerStep
 from floral.methods.fedit import fedit_method
 
 
@@ -35,14 +35,7 @@ def build(
     """
     adaptors = adaptors_of(problem, **adaptor)
     require_no_groups(adaptors)
-    most = max(len(t) for name, t in adaptors.init(Stream(0, "size")).items() if name.endswith(".A"))
-    ranks = least + Stream(problem.seed, "client ranks").integers("rank", problem.clients, max(1, most - least + 1))
-
-    def truncated_adaptor(view):
-        return keep_components(view["adaptor"], 0, view["rank"]["components"])
-
-    def predict_truncated(view, x, noise, mask):
-        return predict_full({**view, "adaptor": truncated_adaptor(view)}, x, noise, mask)
+    ranks = client_ranks(problem, adaptors, least)
 
     def tail(params, rank):
         """Return the sum over all layers of ‖B‖_F·‖A‖_F, restricted to the last components of the factors A and B.
@@ -77,34 +70,17 @@ def build(
         changed["adaptor"] = {name: torch.tensordot(weight, t, 1) for name, t in clients.items()}
         return changed
 
-    rank_values, counts = ranks.unique(return_counts=True)
-    sizes_sent = [truncated_size(adaptors, rank) for rank in rank_values.tolist()]
-    total_size = sum(size * count for size, count in zip(sizes_sent, counts.tolist(), strict=True))
-    sent = (round(total_size / len(ranks)),) * 2
-    penalised = penalty if gamma < 1 else None
     method = fedit_method(
         problem,
         adaptors,
         base,
         warmup,
-        predict=predict_truncated,
-        penalty=penalised,
-        floats_sent={"adaptor": sent},
+        predict=ranks.predictor(lambda: method.predict),
+        penalty=penalty if gamma < 1 else None,
+        floats_sent={"adaptor": ranks.floats_sent},
     )
-    predict_full = method.predict
-    components = Group(scope=Scope.PRIVATE, init=lambda: {"components": ranks.float()}, statistic=True)
     return replace(
         method,
-        groups={**method.groups, "rank": components},
-        server=ServerStep(client_vector=lambda view: flatten(truncated_adaptor(view)), update=prune_and_average),
-    )
-
-
-def truncated_size(adaptors: Adaptors, rank: int) -> int:
-    """Return the number of parameters of an adaptor if each layer keeps at most `rank` of its components."""
-    start = adaptors.init(Stream(0, "size"))
-    return sum(
-        t.numel() if name.endswith(".bias") else t.numel() // r * min(rank, r)
-        for name, t in start.items()
-        for r in [t.shape[1] if name.endswith(".B") else len(t)]
+        groups={**method.groups, "rank": ranks.group},
+        server=ServerStep(client_vector=lambda view: flatten(ranks.truncated(view)), update=prune_and_average),
     )

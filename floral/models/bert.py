@@ -74,6 +74,7 @@ def build(shape: tuple[int, ...], outputs: int, *, path: str, width: float = 1.0
         forward=Encoder(blocks, sizes["num_attention_heads"], padding),
         head=HEAD,
         unread=UNREAD,
+        vocabulary=sizes["vocab_size"],
     )
     return with_weights(model, files[0], [f"{HEAD}.*"])
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from floral.config import paths, pretrained
 from floral.core.errors import first_line
 from floral.core.spec import Refused
+from floral.io.tensor_files import defect
 from floral.models import module
 from floral.nn.model import Model
 from floral.nn.modules.inputs import Inputs
@@ -64,6 +67,7 @@ def build(
             f"the model needs token ids, but samples have the shape {list(shape)}; name `text` and `tokenizer` in "
             "`data`"
         )
+    check_weights(folder)
     config, auto_class = loaded(folder, AUTO[auto], outputs)
     limit = getattr(config, "max_position_embeddings", None) or shape[0]
     if shape[0] > limit:
@@ -71,7 +75,8 @@ def build(
             f"samples have {shape[0]} tokens, but the model takes {limit}; set `data.tokens` to at most {limit}"
         )
     inputs = Inputs(shape, {"input_ids": "ids", "attention_mask": f"ids != {padding}"})
-    return wrap(lambda: read(folder, auto_class, config), inputs, outputs)
+    model = wrap(lambda: read(folder, auto_class, config), inputs, outputs)
+    return replace(model, vocabulary=getattr(config, "vocab_size", None))
 
 
 def loaded(folder: Path, name: str, outputs: int) -> tuple[Any, Any]:
@@ -93,6 +98,16 @@ def loaded(folder: Path, name: str, outputs: int) -> tuple[Any, Any]:
             f"{folder / pretrained.CONFIG}: transformers cannot read it: {first_line(error)}; correct it"
         ) from None
     return config, getattr(transformers, name)
+
+
+def check_weights(folder: Path) -> None:
+    """Raise Refused if a file of weights in the folder cannot be read as safetensors."""
+    for path in pretrained.weights(folder):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise Refused(f"{path} cannot be read as safetensors: {defect(path, error)}") from None
 
 
 def read(folder: Path, auto_class: Any, config: Any) -> nn.Module:

@@ -93,10 +93,15 @@ class Model:
     """Names in a file of weights that the model does not need, such as counters of batches."""
     draws: bool = False
     """Whether the forward pass draws random numbers of its own in training. They follow from the noise `SEED`."""
+    sample_axes: Mapping[str, int | None] = field(default_factory=dict)
+    """Layer → axis of its inputs on which the samples follow each other, with one or more rows each. None: on no axis.
+    In the layers of a declared model, which are not named, it is the first axis."""
     mixes: bool = False
     """Whether the forward pass mixes samples outside of batch norm, so that it must not see padding in training."""
     sequential: str | None = None
     """Why the forward pass cannot be vectorised over clients. None: it can."""
+    vocabulary: int | None = None
+    """Number of token ids that the model has, if its samples are token ids from a tokenizer of its own. None: any."""
     remarks: Collection[str] = ()
     """What the log says about how the model was built."""
 
@@ -158,6 +163,19 @@ class Model:
     def moved(self, device: torch.device, dtype: torch.dtype) -> Model:
         """Return the model with its constants on a device."""
         return replace(self, constants={name: value.to(device, dtype) for name, value in self.constants.items()})
+
+    def by_sample(self, layer: str, x: Tensor, samples: int) -> Tensor:
+        """Return an input of a layer as x [samples, ...]. If a sample has several rows, they are on the second axis."""
+        axis = self.sample_axes.get(layer) or 0
+        x = x.movedim(axis, 0) if axis else x
+        return x if len(x) == samples else x.unflatten(0, (samples, -1))
+
+    def weighted(self, layer: str, weights: Tensor, y: Tensor) -> Tensor:
+        """Multiply an output y of a layer by the weights [B] of the samples."""
+        axis = self.sample_axes.get(layer) or 0
+        rows = y.shape[axis] // len(weights)
+        weights = weights.repeat_interleave(rows) if rows > 1 else weights
+        return weights.reshape(-1, *(1,) * (y.dim() - axis - 1)) * y
 
     def without(self, layer: str) -> Model:
         """Return the model with a layer that returns its input, and has no parameters."""

@@ -51,7 +51,7 @@ class Dropout:
     def __call__(self, x: Tensor, uniform: Tensor) -> Tensor:
         """Apply the layer to x. `uniform` [B, *shape] has a random number in [0, 1) for each entry of x."""
         if self.axis or uniform.shape != x.shape:
-            uniform = uniform.movedim(0, self.axis).reshape(x.shape)
+            uniform = uniform.reshape(-1, *x.shape[: self.axis], *x.shape[self.axis + 1 :]).movedim(0, self.axis)
         return torch.where(uniform < self.rate, torch.zeros((), dtype=x.dtype, device=x.device), x / (1 - self.rate))
 
 

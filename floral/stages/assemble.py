@@ -14,6 +14,7 @@ import torch
 from floral.config import networks, plugins
 from floral.config.reading import ConfigError
 from floral.config.run import Run
+from floral.config.schema.task import Task
 from floral.core.errors import in_user_code
 from floral.core.spec import Method, Noise, Optimiser, Problem, Refused
 from floral.core.streams import Stream
@@ -56,6 +57,7 @@ def build_simulation(
     data = federation.load(run, results)
     problem = make_problem(run, data, device, dtype, results)
     method = build_method(run, problem)
+    check_token_ids(run.task, problem.build_model().vocabulary, data)
     if run.task.model.kind in ("module", "huggingface") or run.task.base == "frozen":
         for line in summary(problem.build_model()):
             LOG.info("%s", line)
@@ -96,10 +98,10 @@ def problem_of(
     build = plugins.builder("models", keys.kind)
 
     @cache
-    def build_model(width: float = 1.0) -> Model:
+    def build_model(width: float = 1.0, trained: bool = False) -> Model:
         built = build(shape, outputs, **keys.arguments, width=width)
-        stream = Stream(run.seed, "model")
-        return prepared(built, keys, task.base, shape=shape, width=width, stream=stream).moved(device, dtype)
+        base, stream = "trained" if trained else task.base, Stream(run.seed, "model")
+        return prepared(built, keys, base, shape=shape, width=width, stream=stream).moved(device, dtype)
 
     return Problem(
         build_model=build_model,
@@ -117,6 +119,7 @@ def problem_of(
         seed=run.seed,
         dtype=dtype,
         device=device,
+        frozen_base=task.base == "frozen",
     )
 
 
@@ -150,6 +153,19 @@ def build_method(run: Run, problem: Problem) -> Method:
             f"variant {run.variant.name}: `build` of {plugins.file('methods', run.variant.method)} fails: "
             f"{in_user_code(error)}; correct this code"
         ) from error
+
+
+def check_token_ids(task: Task, vocabulary: int | None, data: Federation) -> None:
+    """Raise ConfigError if a sample has a token id that the model does not have. None as vocabulary allows any."""
+    if vocabulary is None:
+        return
+    largest = max((int(x.max()) for x in (data.train_x, data.test_x) if x.size), default=0)
+    if largest >= vocabulary:
+        raise ConfigError(
+            f"task {task.name!r}: the samples have the token id {largest}, but the model of `model.path: "
+            f"{task.model.arguments.get('path')}` has {vocabulary} token ids; make the token ids with the tokenizer of "
+            "this model (`data.tokenizer`), or use the model of the tokenizer"
+        )
 
 
 def trains_nothing(method: Method, problem: Problem) -> bool:

@@ -16,7 +16,9 @@ from floral.toolkit.parts import with_private_statistics
 def method_of(variant: Variant, problem: Problem) -> Method:
     """Build the method of a variant for a problem, that is, for a task and its data.
 
-    If the variant has `statistics: private`, each client keeps its own running means and variances of batch norm.
+    If the variant has `statistics: private`, each client keeps its own running means and variances of batch norm. On a
+    task with `base: frozen`, a method without a trained base has no warm-up: there is no base to train, and the head
+    trains together with the adaptors.
 
     Raises:
         Refused: the method cannot be used for this problem.
@@ -25,6 +27,8 @@ def method_of(variant: Variant, problem: Problem) -> Method:
     method_params = {name: value for name, value in variant.params.items() if name not in catalogue.common_parameters()}
     build = plugins.builder("methods", variant.method)
     check_signature(build, variant.method, method_params)
+    if problem.frozen_base and method_params.get("base") == "warmup_freeze":
+        method_params["base"] = "joint"
     method = build(problem, **method_params)
     private = variant.params["statistics"] == "private"
     return with_private_statistics(method, problem.clients) if private else method

@@ -19,14 +19,16 @@ import numpy.typing as npt
 from floral.config import data_sets, networks, paths, reading
 from floral.config.reading import ConfigError
 from floral.config.schema.data import NOTHING, CustomData, Data, DataSet
-from floral.data import custom, domains, rated, readers, sources, text
+from floral.data import custom, domains, labelled_texts, rated, readers, sources, text
 from floral.data.readers import Labelled
 from floral.data.stored import ARRAYS, CLIENT_NAMES, CLIENTS, DOMAINS, arrays_digest, stored_arrays
 from floral.io.files import atomic
 from floral.io.locks import held
 from floral.stages import fetch_weights
 
-READERS = {**readers.READERS, **custom.READERS, **text.READERS, **rated.READERS, **domains.READERS}
+READERS = {
+    **readers.READERS, **custom.READERS, **text.READERS, **rated.READERS, **labelled_texts.READERS, **domains.READERS,
+}  # fmt: skip
 
 
 def fetch(

@@ -305,16 +305,23 @@ def head_name(model: Model) -> str:
     return head
 
 
-def require_samples_first(model: Model) -> None:
-    """Check that the first axis of each layer's input is that of the samples, for a method that weighs each of them.
+def require_separate_samples(model: Model, layers: Collection[str], remedy: str) -> None:
+    """Check that a method can weigh what it adds to the outputs of these layers for each sample.
+
+    `remedy` says what the user may do about a layer with which it cannot.
 
     Raises:
-        Refused: the model is a PyTorch module, whose layers may reorder samples.
+        Refused: the model mixes samples, or the inputs of a layer have no axis on which the samples follow each other.
     """
-    if model.start is not None:
+    if model.mixes:
         raise Refused(
-            "the method weighs parameters for each sample, but the layers of a PyTorch module may reorder samples; "
-            "use a model of floral/models"
+            "the method weighs parameters for each sample, but the module mixes the samples of a batch; change the "
+            "module, or use another method"
+        )
+    if unordered := [name for name in layers if model.sample_axes.get(name, 0) is None]:
+        raise Refused(
+            f"the method weighs parameters for each sample, but no axis of the inputs of {unordered[0]} has the "
+            f"samples of a batch in their order; change the module, or {remedy}"
         )
 
 

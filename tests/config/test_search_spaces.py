@@ -15,7 +15,7 @@ from floral.config import catalogue
 from floral.config.reading import ConfigError
 from floral.config.schema.tuning import Rates, Space
 from floral.config.search_space import axes_of, configurations, edges
-from floral.config.searches import Search, search_space, tuning
+from floral.config.searches import Search, search_space, tuning_file
 from floral.config.suites import suite_runs, suite_searches
 from floral.config.tuned import Untuned, is_current, tuned_values
 from floral.stages.assemble import make_problem
@@ -23,7 +23,7 @@ from floral.stages.build import method_of
 
 Write = Callable[..., None]
 TUNABLE = [name for name, method in catalogue.variant_index().items() if method in catalogue.names("search")]
-SEED = tuning().seeds[0]
+SEED = tuning_file().seeds[0]
 
 
 def tuned_suite(**change: Any) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def refusal(suite: str = "mine", kind: type[ConfigError] = ConfigError) -> str:
 
 @pytest.mark.parametrize("variant", TUNABLE)
 def test_every_variant_tries_the_same_learning_rates_one_in_each_configuration(variant: str) -> None:
-    rule, space = tuning(), search_space(variant)
+    rule, space = tuning_file(), search_space(variant)
     axes = axes_of(space, rule, Rates(lr=0.1, router_lr=0.3))
     found = configurations(axes)
     assert [one.rates.lr for one in found] == list(axes["lr"]) and len(set(axes["lr"])) == rule.budget
@@ -81,7 +81,7 @@ def test_only_methods_that_train_nothing_have_no_search_space() -> None:
 
 
 def test_edges_are_ends_of_axes_that_have_an_inside() -> None:
-    rule = tuning()
+    rule = tuning_file()
     values = {"lam": (0.1, 1.0, 10.0), "two": (1, 2), "kind": ("a", "b", "c")}
     axes = axes_of(Space(values=values), rule, Rates(lr=0.1, router_lr=0.1))
     rates = Rates(lr=axes["lr"][-1], router_lr=0.1)
@@ -146,31 +146,39 @@ def test_tuning_seeds_are_not_reported(write: Write) -> None:
 
 def test_a_task_may_have_more_tuning_seeds_and_only_its_searches_change(write: Write) -> None:
     write("suites/mine", **tuned_suite())
-    rule = tuning().model_dump(mode="json") | {"more_seeds": {}}
+    rule = tuning_file().model_dump(mode="json") | {"tasks": {}}
     write("tuning", **rule)
     before = searched()
-    write("tuning", **rule | {"more_seeds": {"digits_label_shift": [7]}})
+    write("tuning", **rule | {"tasks": {"digits_label_shift": {"seeds": [SEED, 7]}}})
     assert searched().digest == before.digest and searched().tuning.seeds == (SEED,)
     write("suites/mine", **tuned_suite(seeds=[0, 7]))
     assert "seeds: [7] are tuning seeds" in refusal()
     write("suites/mine", **tuned_suite())
-    write("tuning", **rule | {"more_seeds": {"digits_rotate": [7]}})
+    write("tuning", **rule | {"tasks": {"digits_rotate": {"seeds": [SEED, 7]}}})
     assert searched().digest != before.digest and searched().tuning.seeds == (SEED, 7)
     assert [run.seed for run in searched().references()] == [SEED, 7]
 
 
+def test_a_task_may_have_fewer_configurations(write: Write) -> None:
+    write("suites/mine", **tuned_suite(variants=["ditto"]))  # its four penalties do not divide 6
+    write("tuning", **tuning_file().model_dump(mode="json") | {"tasks": {"digits_rotate": {"budget": 6}}})
+    tried = searched().configurations
+    assert len({each.rates.lr for each in tried}) == len(tried) == 6
+    assert sorted(Counter(each.params["lam"] for each in tried).values()) == [1, 1, 2, 2]
+
+
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("tasks", "words"),
     [
-        ({"digits_rotat": [7]}, "more_seeds: unknown task 'digits_rotat'; did you mean 'digits_rotate'?"),
-        ({"digits_rotate": [SEED]}, f"the task gets the seeds [{SEED}, {SEED}], which contains a seed twice"),
-        ({"digits_rotate": [-1]}, "greater than or equal to 0"),
+        ({"digits_rotat": {}}, "tasks: unknown task 'digits_rotat'; did you mean 'digits_rotate'?"),
+        ({"digits_rotate": {"seeds": [7, 7]}}, "tasks.digits_rotate: `seeds: [7, 7]` contains a seed twice"),
+        ({"digits_rotate": {"seeds": [-1]}}, "tasks.digits_rotate: seeds.0"),
+        ({"digits_rotate": {"budgt": 3}}, "tasks.digits_rotate: unknown key 'budgt'"),
     ],
 )
-def test_tuning_seeds_of_no_task_or_given_twice_are_refused(write: Write, more: dict[str, Any], words: str) -> None:
-    rule = tuning().model_dump(mode="json")
+def test_wrong_values_of_one_task_are_refused(write: Write, tasks: dict[str, Any], words: str) -> None:
     write("suites/mine", **tuned_suite())
-    write("tuning", **rule | {"more_seeds": more})
+    write("tuning", **tuning_file().model_dump(mode="json") | {"tasks": tasks})
     said = refusal()
     assert "config/tuning.yaml" in said and words in said
 
@@ -227,7 +235,7 @@ def test_a_suite_of_other_length_shares_the_search(write: Write) -> None:
     write("suites/mine", **tuned_suite(task={"rounds": 1000}))
     digest, rounds = searched().digest, searched().task.rounds
     write("suites/mine", **tuned_suite(task={"rounds": 2000, "eval_every": 7}))
-    assert (searched().digest, rounds) == (digest, tuning().at_most)
+    assert (searched().digest, rounds) == (digest, tuning_file().at_most)
 
 
 @pytest.mark.parametrize(

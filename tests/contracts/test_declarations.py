@@ -40,6 +40,8 @@ SHAPES = {
     "stackoverflow": ((20,), 10000),
     "digits_two_sources": ((28, 28), 10),
     "sentiment": ((48,), 3),
+    "glue_sst2": ((64,), 2),
+    "ag_news": ((128,), 4),
 }
 """Rows and classes of the data sets; a new one needs a line."""
 

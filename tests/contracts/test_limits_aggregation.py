@@ -67,6 +67,13 @@ def test_after_the_warm_up_all_but_the_base_changes(variant):
     assert {name for phase in simulation.phases(1) for name in phase.train} >= {"base"}
 
 
+@pytest.mark.parametrize("variant", SHARED)
+def test_on_a_frozen_base_head_and_adaptors_train_in_every_round(variant):
+    """A task with `base: frozen` leaves no base to warm up: the plain names equal those with a trained base."""
+    ours, joint = (federations.simulate(variant, params=params, base="frozen") for params in ({}, {"base": "joint"}))
+    assert_equal_states(train(ours, 2), train(joint, 2), 0.0)
+
+
 def test_a_round_costs_what_it_trains_and_what_changed_before_it():
     simulation = federations.simulate("fedit")
     state = simulation.start()
@@ -85,6 +92,14 @@ def products(params, groups=("adaptor",)):
     adaptor = {name: t for group in groups if group in params for name, t in params[group].items()}
     layers = [name.removesuffix(".A") for name in adaptor if name.endswith(".A")]
     return {layer: adaptor[f"{layer}.B"].flatten(1) @ adaptor[f"{layer}.A"].flatten(1) for layer in layers}
+
+
+def first(adaptor, rank):
+    """The first components of an adaptor: rows of A and columns of B."""
+    return {
+        name: t if name.endswith(".bias") else t[:rank] if name.endswith(".A") else t[:, :rank]
+        for name, t in adaptor.items()
+    }
 
 
 def alone(simulation, state, round):
@@ -119,6 +134,29 @@ def test_the_served_layers_are_the_mean_of_the_clients_layers(variant, model, ba
     assert max(errors) > 1e-6 if variant == "fedit" else max(errors) < 1e-12
 
 
+@pytest.mark.parametrize("variant", INTO_THE_BASE)
+def test_on_a_frozen_base_the_served_layers_are_the_mean_too(variant):
+    """The server adds to the frozen weights, which no client trains; the head is trained and averaged."""
+    simulation = federations.simulate(variant, base="frozen", **SEVERAL_STEPS)
+    state = train(simulation, 1)
+    start = simulation.start().values["weights"]
+    share, each = alone(simulation, state, 2)
+    before = {name: t.clone() for name, t in state.values["weights"].items()}
+    simulation.train(state, 2)
+    groups = ("A", "B") if variant == "flora_stacking" else ("adaptor",)
+    for layer, product in products(each[0], groups).items():
+        if f"{layer}.weight" not in before:
+            continue  # the head, which is trained
+        product = 0 if variant == "flora_stacking" else products(state.values)[layer]
+        mean = before[f"{layer}.weight"].flatten(1) + sum(
+            p * products(one, groups)[layer] for p, one in zip(share, each, strict=True)
+        )
+        served_now = state.values["weights"][f"{layer}.weight"].flatten(1) + product
+        torch.testing.assert_close(served_now, mean, rtol=0, atol=1e-12)
+        assert not torch.equal(start[f"{layer}.weight"], before[f"{layer}.weight"])
+    assert set(state.values["base"]).isdisjoint(before)
+
+
 def test_stacking_begins_anew_with_another_a_of_each_client():
     simulation = simulate("flora_stacking")
     start, end = simulation.start(), train(simulation, 1)
@@ -130,12 +168,18 @@ def test_stacking_begins_anew_with_another_a_of_each_client():
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
-def test_flexlora_serves_the_best_product_of_its_rank(model):
-    simulation = simulate("flexlora", model=model, params={"rank": 2}, **SEVERAL_STEPS)
+@pytest.mark.parametrize("least", ["rank", 1])
+def test_flexlora_serves_the_best_product_of_its_rank(model, least):
+    """With unequal ranks, a client's product has the first components only, as many as its rank."""
+    simulation = simulate("flexlora", model=model, params={"rank": 2, "least": least}, **SEVERAL_STEPS)
     state = train(simulation, 1)
     share, each = alone(simulation, state, 2)
     simulation.train(state, 2)
     truncated = 0.0
+    if least == 1:
+        ranks = [int(one["rank"]["components"]) for one in each]
+        assert {1, 2} == set(ranks)
+        each = [{"adaptor": first(one["adaptor"], rank)} for one, rank in zip(each, ranks, strict=True)]
     for layer, product in products(state.values).items():
         mean = sum(p * products(one)[layer] for p, one in zip(share, each, strict=True))
         left, size, right = torch.linalg.svd(mean, full_matrices=False)
@@ -154,6 +198,11 @@ def test_flexlora_diverges_as_others_do():
 def test_with_one_client_a_round_serves_what_fedit_does(variant):
     ours, fedit = simulate(variant, **ALONE), simulate("fedit", **ALONE)
     torch.testing.assert_close(served(ours, train(ours, 1)), served(fedit, train(fedit, 1)), rtol=0, atol=EXACT)
+
+
+def test_flexlora_with_a_least_rank_of_all_ranks_is_that_with_equal_ranks():
+    ours, equal = (simulate("flexlora", params={"rank": 2, "least": least}) for least in (2, "rank"))
+    torch.testing.assert_close(served(ours, train(ours)), served(equal, train(equal)), rtol=0, atol=EXACT)
 
 
 def test_flexlora_refuses_products_of_two_convolutions():

@@ -83,6 +83,17 @@ def test_zero_would_disable_the_method_and_is_refused(variant, parameter):
         catalogue.variant(variant, {parameter: kind(0)})
 
 
+# ------------------------------------------------------------------------------------------ all parameters
+
+
+@pytest.mark.parametrize("variant", ["fedavg", "centralised_cluster"])
+def test_on_a_frozen_base_all_parameters_can_be_trained(variant):
+    """`_full` does on a frozen base what the method does on a trained one; the plain method trains the head alone."""
+    full, plain = trained(f"{variant}_full", base="frozen"), trained(variant)
+    assert_close(full.tensors(), plain.tensors(), 0.0)
+    assert trained(variant, base="frozen").values["base"].keys() < plain.values["base"].keys()
+
+
 # ------------------------------------------------------------------------------------------------- FedProx
 
 

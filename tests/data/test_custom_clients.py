@@ -87,6 +87,29 @@ def test_wrong_files_of_a_client_are_named(tmp_path):
     refused("clients", empty, r"a\.npz: the array client is not expected", each="arrays")
 
 
+def test_each_domain_of_images_or_tables_is_split_by_class_or_client(tmp_path):
+    for domain, count in (("sketch", 10), ("photo", 5)):
+        for label in ("cat", "dog"):
+            (folder := tmp_path / "images" / domain / label).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(RANDOM.integers(0, 256, (5, 5 + i), np.uint8)).save(folder / f"{i}.png")
+    data = read("domains", tmp_path / "images", each="folder", resize=6)
+    assert data.domains == ("photo", "sketch") and data.train_client is None and data.train_x.shape == (24, 6, 6)
+    assert data.test_domain is not None and sorted(zip(data.test_domain, data.test_y, strict=True)) == [
+        (0, 0), (0, 1), (1, 0), (1, 0), (1, 1), (1, 1)
+    ]  # fmt: skip
+    folder = tables(tmp_path)
+    for path in folder.iterdir():
+        head, *rows = path.read_text().splitlines()
+        path.write_text("\n".join([f"{head},ward", *(f"{row},w{k % 2}" for k, row in enumerate(rows))]))
+    data = read("domains", folder, each="table", label="species", client="ward")
+    assert data.domains == ("08", "north", "south") and data.client_names == ("w0", "w1")
+    assert data.test_domain is not None and data.test_client is not None
+    assert sorted(zip(data.test_domain, data.test_client, strict=True)) == [(d, c) for d in range(3) for c in range(2)]
+    (empty := tmp_path / "empty").mkdir()
+    refused("domains", empty, "there are no domains here; add one file or folder for each domain", each="folder")
+
+
 def test_keys_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`data\.each` is missing"):
         read("clients", tmp_path)
@@ -94,7 +117,7 @@ def test_keys_that_do_not_fit_are_refused(tmp_path):
         read("clients", tmp_path, each="table", label="y", client="site")
     with pytest.raises(ValueError, match=r"`data\.label` is missing"):
         read("clients", tmp_path, each="table")
-    with pytest.raises(ValueError, match=r"`data\.each` is for `kind: clients` only"):
+    with pytest.raises(ValueError, match=r"`data\.each` is for `kind: clients` and `kind: domains` only"):
         read("arrays", tmp_path, each="table")
     with pytest.raises(ValueError, match=r"`data\.channels` is for `kind: arrays` and `kind: pflib` only"):
         read("folder", tmp_path, channels="last")

@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from odd_files import in_order, read, refused
 from PIL import Image, ImageCms, PngImagePlugin
 
+from floral.config import catalogue, data_sets
+from floral.config.reading import ConfigError
+from floral.config.schema.data import CustomData
 from floral.data.images import decoded
 from floral.data.sources import DataError
 
@@ -257,3 +261,37 @@ def test_two_names_of_a_class_that_look_the_same_are_refused(tmp_path):
     (root / "a").rename(root / "caf\u00e9")
     (root / "b").rename(root / "cafe\u0301")
     refused("folder", root, r"labels \(y\) has 'cafe\\u0301' and 'caf\\xe9', which look the same; write both")
+
+
+# ------------------------------------------------------------------------------------------------------------- resize
+
+
+def test_images_are_resized_by_pillows_bilinear_filter(tmp_path):
+    for label, image in (("a", COLOUR), ("b", COLOUR.resize((9, 5))), ("b", GREY)):
+        (tmp_path / "mine" / label).mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "mine" / label / f"{image.mode}.png")
+        image.save(tmp_path / "mine" / label / f"copy_{image.mode}.png")
+    refused("folder", tmp_path / "mine", r"resize all images to one size, or set `data\.resize`")
+    x, _ = in_order(read("folder", tmp_path / "mine", resize=[3, 2]))
+    assert x.shape == (6, 3, 2, 3)
+    expected = np.asarray(COLOUR.resize((2, 3), Image.Resampling.BILINEAR))
+    assert sum(np.array_equal(image, expected) for image in x) == 2
+    frame = pl.DataFrame({"image": [saved(COLOUR), saved(GREY.resize((5, 5)))] * 2, "label": [0, 1, 0, 1]})
+    frame.write_parquet(tmp_path / "mine.parquet")
+    x, _ = in_order(read("table", tmp_path / "mine.parquet", label="label", resize=[3, 2]))
+    assert sum(np.array_equal(image, expected) for image in x) == 2
+    frame.with_columns(image=pl.Series([1.5, 2.5, 1.5, 3.5])).write_parquet(tmp_path / "mine.parquet")
+    refused("table", tmp_path / "mine.parquet", r"`data\.resize` is for images, but .* none", label="label", resize=3)
+
+
+def test_resize_is_part_of_the_name_of_the_data_and_wrong_values_are_refused(tmp_path):
+    def name(**options: Any) -> object:
+        return data_sets.stored_data(CustomData(kind="folder", path=str(tmp_path), **options))
+
+    assert name(resize=64) == name(resize=[64, 64]) and len({name(), name(resize=64), name(resize=[64, 32])}) == 3
+    for wrong in (0, -3, 4097, True, 1.5, "64", [64], [64, 0], [1, 2, 3], {"side": 64}):
+        values = {"title": "Mine", "data": {"kind": "folder", "path": str(tmp_path), "resize": wrong}}
+        with pytest.raises(ConfigError, match=r"data\.resize: must be a side length in pixels from 1 to 4096, such as"):
+            catalogue.task("digits_rotate", values)
+    with pytest.raises(ValueError, match=r"`data\.resize` is for `kind: folder` and `kind: table` only"):
+        CustomData(kind="arrays", path="mine.npz", resize=64)

@@ -1,9 +1,7 @@
 import errno
 import gzip
 import hashlib
-import http.server
 import os
-import threading
 
 import pytest
 
@@ -14,44 +12,6 @@ from floral.data.sources import DataError, obtain
 CONTENT = bytes(range(256)) * 4000
 PACKED = gzip.compress(CONTENT, mtime=0, compresslevel=0)
 SHA = hashlib.sha256(CONTENT).hexdigest()
-
-
-@pytest.fixture
-def mirror():
-    """A mirror on localhost: `serve` has its files, `cut` which answers end half-way, `seen` the requests."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        serve, cut, ranges, seen = {}, [], True, []
-
-        def do_GET(self):
-            wanted = self.headers.get("Range")
-            self.seen.append((self.path, wanted))
-            if self.path not in self.serve:
-                return self.send_error(404)
-            body, start = self.serve[self.path], 0
-            if wanted and self.ranges:
-                start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-                if start >= len(body):
-                    return self.send_error(416)
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(body) - start))
-            self.end_headers()
-            rest = body[start:]
-            if self.cut and self.cut.pop(0):
-                rest = rest[: len(rest) // 2]
-            self.wfile.write(rest)
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    Handler.url = f"http://127.0.0.1:{server.server_port}"
-    yield Handler
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def file(mirror, *paths, sha256=SHA):

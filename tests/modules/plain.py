@@ -143,6 +143,41 @@ def attentive(outputs: int, dropout: float = 0.4) -> nn.Module:
     return Attentive(outputs, dropout)
 
 
+class Tokens(nn.Module):
+    """A network of 4×4 images, whose rows are tokens. `layout` says on which axes its layers get samples and tokens."""
+
+    def __init__(self, outputs: int, layout: str) -> None:
+        super().__init__()
+        self.layout = layout
+        self.inner, self.norm = nn.Linear(4, 4), nn.LayerNorm(4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=layout != "samples second")
+        self.out = nn.Linear(16, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.squeeze(1)
+        match self.layout:
+            case "samples second":
+                x = self.norm(F.relu(self.inner(x.transpose(0, 1))))
+                return self.out(self.attention(x, x, x)[0].transpose(0, 1).flatten(1))
+            case "rows":
+                x = self.norm(F.relu(self.inner(x.flatten(0, 1)))).unflatten(0, (-1, 4))
+            case "grid":
+                x = self.norm(F.relu(self.inner(x.unflatten(1, (2, 2))))).flatten(1, 2)
+            case "reversed":
+                x = self.norm(F.relu(self.inner(x.flip(0)))).flip(0)
+            case "tokens first":
+                x = self.norm(F.relu(self.inner(x.transpose(0, 1).flatten(0, 1)))).unflatten(0, (4, -1)).transpose(0, 1)
+            case "positions":
+                x = x + self.norm(F.relu(self.inner(torch.eye(4, dtype=x.dtype, device=x.device))))
+            case _:
+                x = self.norm(F.relu(self.inner(x)))
+        return self.out(self.attention(x, x, x)[0].flatten(1))
+
+
+def tokens(outputs: int, layout: str) -> nn.Module:
+    return Tokens(outputs, layout)
+
+
 class Auxiliary(nn.Module):
     """A linear model of 4×4 images with a second linear layer, which is called last and does not change the outputs."""
 

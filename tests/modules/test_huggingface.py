@@ -22,9 +22,11 @@ from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.data import CustomData
 from floral.data.federation import Federation
+from floral.data.sources import DataError
 from floral.engine.simulate import Simulation
 from floral.models import huggingface
 from floral.stages.assemble import assemble
+from floral.stages.fetch import fetch
 
 MINILM = Path(os.environ.get("FLORAL_DATA", "no folder")) / "all-MiniLM-L6-v2"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "good", "bad", "film"]
@@ -131,6 +133,36 @@ def test_a_folder_without_all_weights_is_refused(folder: Path, tmp_path: Path) -
         huggingface.Refused, match=r"the weights have no bert\.encoder\.layer\.0\.output\.dense\.weight"
     ):
         huggingface.build((6,), 2, path=str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-8])
+    with pytest.raises(
+        huggingface.Refused, match=rf"^{tmp_path}/model\.safetensors cannot be .* the file is incomplete"
+    ):
+        huggingface.build((6,), 2, path=str(tmp_path))
+
+
+def test_token_ids_of_another_tokenizer_and_texts_that_are_too_long_are_refused(folder: Path, tmp_path: Path) -> None:
+    larger = tmp_path / "larger"
+    larger.mkdir()
+    (larger / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()) | {"vocab_size": 9})
+    )
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["film"] = 8
+    (larger / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(
+        ConfigError, match=rf"token id 8, but the model of `model\.path: {folder}` has 8 token ids; make"
+    ):
+        assembled(run_of(larger, tmp_path, path=str(folder)), tmp_path / "results")
+    rows = ["text,label", *(f"{text},{label}" for text, label in TEXTS * 2), f"{'good ' * 10_000},yes"]
+    (tmp_path / "long.csv").write_text("\n".join(rows))
+    data = {"path": str(tmp_path / "long.csv"), "label": "label", "text": "text", "tokenizer": str(folder)}
+    message = (
+        r"long\.csv: column 'text', row 8 .*: the text has 10,002 tokens, but .* takes 8; .* or set `data\.tokens`"
+    )
+    with pytest.raises(DataError, match=message):
+        fetch(CustomData(kind="table", **data), tmp_path)
+    cut = fetch(CustomData(kind="table", tokens=3, **data), tmp_path)
+    assert np.load(cut / "train_x.npy").shape[1] == 3
 
 
 def test_a_folder_without_a_padding_id_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,19 @@ from typing import Any
 
 import federations
 import pytest
-from federations import ARGUMENTS, CLASSES, FIRST, OF_EACH_KIND, SHAPES, assert_close, buildable, trained
+import torch
+from federations import (
+    ARGUMENTS,
+    CLASSES,
+    FIRST,
+    OF_EACH_KIND,
+    SHAPES,
+    assert_close,
+    buildable,
+    served,
+    simulate,
+    train,
+)
 
 from floral.models import module
 from floral.nn.layers import Conv2d
@@ -26,6 +38,8 @@ MODULES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Declared model → function of plain.py, and its arguments."""
 EXACT = 1e-6
+WEIGH_SAMPLES = ("fedamole", "feddpa", "flow")
+"""Methods with weights of their own for each sample."""
 
 
 def wrapped(model: str, width: float = 1.0) -> Model:
@@ -50,11 +64,12 @@ def with_modules(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def models_of(variant: str) -> list[str]:
     """The models on which a method is compared: OF_EACH_KIND on all, other methods on an MLP with batch norm or, if
-    they refuse it, without."""
+    they refuse it, without. WEIGH_SAMPLES are also compared on convolutions."""
     models = [model for model in MODULES if buildable(variant, model)]
     if variant in OF_EACH_KIND:
         return models
-    return [next(model for model in ("batch_norm", "mlp", *models) if model in models)]
+    first = next(model for model in ("batch_norm", "mlp", *models) if model in models)
+    return [first, "cnn"] if variant in WEIGH_SAMPLES else [first]
 
 
 CASES = [(variant, model) for variant in FIRST.values() for model in MODULES if model in models_of(variant)]
@@ -64,6 +79,14 @@ CASES = [(variant, model) for variant in FIRST.values() for model in MODULES if 
 def test_a_wrapped_module_trains_as_the_declared_model(
     variant: str, model: str, request: pytest.FixtureRequest
 ) -> None:
-    declared = trained(variant, model=model)
+    declared = outcome(variant, model)
     request.getfixturevalue("with_modules")
-    assert_close(trained(variant, model=model).tensors(), declared.tensors(), EXACT)
+    assert_close(outcome(variant, model), declared, EXACT)
+
+
+def outcome(variant: str, model: str) -> dict[str, torch.Tensor]:
+    """All values after three rounds, and the predictions of each client."""
+    simulation = simulate(variant, model=model)
+    state = train(simulation, 3)
+    predictions = {f"predictions/{client}": t for client, t in enumerate(served(simulation, state))}
+    return {**state.tensors(), **predictions}

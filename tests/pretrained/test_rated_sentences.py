@@ -84,8 +84,8 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "no number": (b"1\tgood\tgood\n", "row 1: the rating 'good' is no number from -4 to 4; correct it, or remove"),
     "too high": (LINES + b"9\t4.5\tgood\n", "row 4: the rating '4.5' is no number from -4 to 4"),
     "not finite": (b"1\tnan\tgood\n", "row 1: the rating 'nan' is no number"),
-    "empty sentence": (b"1\t1\t  \r\n", "row 1: the sentence is empty; write one, or remove the row"),
-    "long sentence": (LINES + b"9\t1\t" + b"good " * 10_000, "row 4: the sentence has 10,002 tokens, but .* takes 10;"),
+    "empty sentence": (b"1\t1\t  \r\n", "row 1: the text is empty; write one, or remove the row"),
+    "long sentence": (LINES + b"9\t1\t" + b"good " * 10_000, "row 4: the text has 10,002 tokens, but .* takes 10;"),
 }
 
 

@@ -24,7 +24,7 @@ def test_values_are_missing_then_searched_then_used(project: Project) -> None:
     (config / "suites/tiny.yaml").write_text(SUITE)
     (config / "search/fedavg.yaml").write_text("{}")
     rule = yaml.safe_load((config / "tuning.yaml").read_text())
-    (config / "tuning.yaml").write_text(yaml.safe_dump({**rule, "budget": 3, "more_seeds": {}}))
+    (config / "tuning.yaml").write_text(yaml.safe_dump({**rule, "budget": 3, "tasks": {}}))
     committed = config / "tuned/digits_rotate.yaml"
     committed.unlink(missing_ok=True)
 

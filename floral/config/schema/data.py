@@ -56,21 +56,41 @@ class Synthetic(Frozen):
 
 
 KEYS_OF_KIND = {
-    "table": ("label", "features", "drop", "client", "separator", "decimal", "missing", "text", "tokenizer", "tokens"),
+    "folder": ("resize",),
+    "table": (
+        "label", "features", "drop", "client", "separator", "decimal", "missing", "text", "tokenizer", "tokens",
+        "resize",
+    ),
     "arrays": ("channels",),
     "pflib": ("channels",),
     "clients": ("each",),
-}
-"""Kind of custom data → keys that only some kinds have. With `kind: clients`, those of the kind in `each` come in."""
+    "domains": ("each",),
+}  # fmt: skip
+"""Kind of custom data → keys that only some kinds have. With a kind in GROUPED, those of the kind in `each` come in."""
 
-
-CUSTOM_KINDS = ("folder", "table", "arrays", "clients", "pflib")
+GROUPED = {"clients": "client", "domains": "domain"}
+"""Kind of custom data with one file or folder for each client or domain → the word for this client or domain."""
+CUSTOM_KINDS = ("folder", "table", "arrays", "clients", "domains", "pflib")
 """Formats of custom data."""
+MAX_SIDE = 4096
+"""Largest side of a resized image in pixels."""
 
 
 def _as_word(value: Any) -> Any:
     """Return a number as text, because YAML reads -999 as a number."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _as_size(value: Any) -> Any:
+    """Return height and width in pixels for a side length, or for a list of both."""
+    sides = [value, value] if isinstance(value, int) else value
+    if not (isinstance(sides, list | tuple) and len(sides) == 2) or not all(
+        type(side) is int and 1 <= side <= MAX_SIDE for side in sides
+    ):
+        raise ValueError(
+            f"must be a side length in pixels from 1 to {MAX_SIDE}, such as 64, or [height, width], such as [48, 64]"
+        )
+    return tuple(sides)
 
 
 class CustomData(Frozen):
@@ -93,15 +113,20 @@ class CustomData(Frozen):
     - clients: a folder with one file or folder for each client, which has its name. `each` is the format of all of
       them: folder, table or arrays.
 
+    - domains: a folder with one file or folder for each domain, such as the source of the samples. It has the name of
+      the domain, and `each` is as above. The partition kind `domains` gives each cluster one of them.
+
     - pflib: a folder as the scripts of PFLlib write it, with train/<k>.npz and test/<k>.npz for each client k.
     """
 
-    kind: Literal["folder", "table", "arrays", "clients", "pflib"] = Field(
+    kind: Literal["folder", "table", "arrays", "clients", "domains", "pflib"] = Field(
         description="Format: a folder of images with one folder per class, a parquet or CSV table, NumPy arrays, one "
-        "file or folder per client, or the files of PFLlib."
+        "file or folder per client or per domain, or the files of PFLlib."
     )
     each: Literal["folder", "table", "arrays"] | None = Field(
-        default=None, exclude_if=is_none, description="For clients: format of the file or folder of one client."
+        default=None,
+        exclude_if=is_none,
+        description="For clients and domains: format of the file or folder of each.",
     )
     path: str = Field(
         description="File or folder, absolute or relative to the folder of the study; ~ is your home directory."
@@ -151,13 +176,19 @@ class CustomData(Frozen):
         ge=1,
         exclude_if=is_none,
         description="For a table with `text`: number of token ids of a sample; longer texts are cut, shorter ones are "
-        "filled up with the padding id. By default 128.",
+        "filled up with the padding id. By default 128, and texts that are too long for the model are refused.",
     )
     channels: Literal["first", "last"] | None = Field(
         default=None,
         exclude_if=is_none,
         description="For arrays: axis of the colour channels, [N, C, H, W] or [N, H, W, C]; by default last, if that "
         "is certain. For pflib: by default first.",
+    )
+    resize: Annotated[tuple[int, int], BeforeValidator(_as_size)] | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="For images in folders or tables: side length in pixels, or [height, width]. Each image is resized "
+        "to it by Pillow's bilinear filter, whatever its aspect ratio.",
     )
     test_share: float = Field(
         default=0.2,
@@ -168,9 +199,11 @@ class CustomData(Frozen):
 
     @model_validator(mode="after")
     def _keys_fit_the_kind(self) -> CustomData:
-        if self.kind == "clients" and self.each is None:
-            raise ValueError("`data.each` is missing; set it to the format of one client: folder, table or arrays")
-        form = self.each if self.kind == "clients" else self.kind
+        if self.kind in GROUPED and self.each is None:
+            raise ValueError(
+                f"`data.each` is missing; set it to the format of one {GROUPED[self.kind]}: folder, table or arrays"
+            )
+        form = self.each if self.kind in GROUPED else self.kind
         if form == "table" and self.label is None:
             raise ValueError("`data.label` is missing; set it to the name of the table's column with the classes")
         if self.kind == "clients" and self.client is not None:
@@ -216,10 +249,10 @@ class CustomData(Frozen):
     @property
     def format_keys(self) -> tuple[str, ...]:
         """The keys that belong to the format of the files, without those of other formats."""
-        if self.kind != "clients":
+        if self.kind not in GROUPED:
             return KEYS_OF_KIND.get(self.kind, ())
-        of_client = (key for key in KEYS_OF_KIND.get(str(self.each), ()) if key != "client")
-        return (*KEYS_OF_KIND["clients"], *of_client)
+        of_each = (key for key in KEYS_OF_KIND.get(str(self.each), ()) if (self.kind, key) != ("clients", "client"))
+        return (*KEYS_OF_KIND[self.kind], *of_each)
 
 
 def _kind_of_data(data: Any) -> str | None:
@@ -234,7 +267,7 @@ Data = Annotated[
         _kind_of_data,
         custom_error_type="data",
         custom_error_message="expected a name in config/data.lock, or a mapping whose `kind` is linear or mlp "
-        "(synthetic data), folder, table, arrays, clients or pflib (custom data)",
+        "(synthetic data), folder, table, arrays, clients, domains or pflib (custom data)",
     ),
 ]
 NOTHING = "nothing"

@@ -31,9 +31,9 @@ class Range(Frozen):
 
 
 class Tuning(Frozen):
-    """The content of config/tuning.yaml: how many and which learning rates a hyper-parameter search tries.
+    """The rule by which the stage tune chooses values: how many and which learning rates a search tries.
 
-    These values are the same for all methods.
+    The rule of a task is the same for all methods.
     """
 
     budget: int = Field(
@@ -42,9 +42,6 @@ class Tuning(Frozen):
     )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         min_length=1, description="Seeds of the tuning runs. Suites with `tuned: true` must not use these seeds."
-    )
-    more_seeds: Mapping[str, tuple[Annotated[int, Field(ge=0)], ...]] = Field(
-        default_factory=dict, description="Name of a task → additional seeds of its tuning runs, for all methods."
     )
     share: float = Field(gt=0, le=1, description="Number of rounds of a tuning run, as a share of the task's rounds.")
     at_most: int = Field(ge=1, description="Maximum number of rounds of a tuning run.")
@@ -57,19 +54,23 @@ class Tuning(Frozen):
         """Return the number of rounds of a tuning run. `of_task` is the number of rounds of a normal run."""
         return min(self.at_most, max(1, round(self.share * of_task)))
 
-    def of(self, task_name: str) -> Self:
-        """Return a copy for one task, in which the seeds of this task in `more_seeds` are appended to `seeds`."""
-        return self.model_copy(update={"seeds": self.seeds + self.more_seeds.get(task_name, ()), "more_seeds": {}})
-
     @model_validator(mode="after")
     def _no_seed_counts_twice(self) -> Self:
-        for task_name in self.more_seeds:
-            if len(set(seeds := self.of(task_name).seeds)) < len(seeds):
-                raise ValueError(
-                    f"`more_seeds.{task_name}` repeats a seed: together with the key `seeds`, the task gets the seeds "
-                    f"{list(seeds)}, which contains a seed twice; list each seed only once"
-                )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"`seeds: {list(self.seeds)}` contains a seed twice; list each seed only once")
         return self
+
+
+class TuningFile(Tuning):
+    """The content of config/tuning.yaml: the rule for all tasks, and what differs from it on single tasks."""
+
+    tasks: Mapping[str, Mapping[str, Any]] = Field(
+        default_factory=dict, description="Name of a task → keys of this file that have other values on this task."
+    )
+
+    def keys_of(self, task_name: str) -> dict[str, Any]:
+        """Return the keys and values of the rule for one task."""
+        return {**self.model_dump(exclude={"tasks"}), **self.tasks.get(task_name, {})}
 
 
 class Space(Frozen):

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from floral.data.custom.arrays import arrays
-from floral.data.custom.clients import clients
+from floral.data.custom.groups import clients, domains
 from floral.data.custom.images import folder
 from floral.data.custom.pflib import pflib
 from floral.data.custom.table import table
 from floral.data.readers import Labelled
 
 READERS: dict[str, Callable[..., Labelled]] = {
-    "folder": folder, "table": table, "arrays": arrays, "clients": clients, "pflib": pflib,
+    "folder": folder, "table": table, "arrays": arrays, "clients": clients, "domains": domains,
+    "pflib": pflib,
 }  # fmt: skip

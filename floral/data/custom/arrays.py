@@ -71,7 +71,8 @@ def _parts(place: Place, channels: str | None) -> list[Part]:
         labels = named(root, f"{prefix}y", present[f"{prefix}y"])
         of_array = named(root, f"{prefix}client", present[f"{prefix}client"]) if has_clients else None
         client = place.of_client(len(x)) if of_array is None else of_array
-        parts.append(Part(where=root, x=x, labels=labels, client=client, side=prefix.removesuffix("_") or None))
+        side = prefix.removesuffix("_") or None
+        parts.append(Part(where=root, x=x, labels=labels, client=client, domain=place.domain, side=side))
     return parts
 
 

@@ -14,36 +14,38 @@ from floral.data.sources import DataError, RawFile
 from floral.io.files import visible
 
 
-def folder(files: Sequence[RawFile], *, test_share: float) -> Labelled:
+def folder(files: Sequence[RawFile], *, test_share: float, resize: Sequence[int] | None = None) -> Labelled:
     """Read images from one folder per class.
 
     The paths are <path>/<class>/<image>. If the data have a training and a test part, the paths are
     <path>/train/<class>/<image> and <path>/test/<class>/<image>.
 
-    Classes are numbered in the order of their names. All images must have the same size. The result is [N, H, W] if all
-    images are grey, otherwise [N, H, W, 3]. Images are read as a viewer shows them on white (`floral.data.images`).
+    Classes are numbered in the order of their names. All images must have the same size, or are resized to the height
+    and width `resize`. The result is [N, H, W] if all images are grey, otherwise [N, H, W, 3]. Images are read as a
+    viewer shows them on white (`floral.data.images`).
 
     Raises:
         DataError: the folders have another structure, or images are unreadable or differ in size.
     """
-    return read_folders(folder_places(files[0].location), test_share=test_share)
+    return read_folders(folder_places(files[0].location), test_share=test_share, resize=resize)
 
 
-def folder_places(root: Path, client: str | None = None) -> list[Place]:
+def folder_places(root: Path) -> list[Place]:
     """Return the folders train and test in `root`, or `root` itself if it has neither."""
     check_kind(root, "folder")
-    return split_or_not(root, {path.name: path for path in entries_of(root)}, client)
+    return split_or_not(root, {path.name: path for path in entries_of(root)})
 
 
-def read_folders(places: Sequence[Place], *, test_share: float) -> Labelled:
+def read_folders(places: Sequence[Place], *, test_share: float, resize: Sequence[int] | None = None) -> Labelled:
     """Read images from folders that contain one folder for each class. See `folder`."""
     paths = [_image_files(place.path) for place in places]
     every = [path for side in paths for path in side]
-    arrays = np.split(pixels(((str(path), path) for path in every), len(every)), np.cumsum([*map(len, paths)])[:-1])
+    decoded = pixels(((str(path), path) for path in every), len(every), resize)
+    arrays = np.split(decoded, np.cumsum([*map(len, paths)])[:-1])
     parts = [
         Part(
             where=place.path, x=x, labels=np.array([path.parent.name for path in side]), side=place.side,
-            client=place.of_client(len(side)),
+            client=place.of_client(len(side)), domain=place.domain,
         )
         for place, side, x in zip(places, paths, arrays, strict=True)
     ]  # fmt: skip

@@ -45,6 +45,8 @@ class Part:
     x: Array
     labels: Array
     client: Array | None = None
+    domain: str | None = None
+    """Name of the domain of all these samples. None: the data have no domains."""
     side: str | None = None
     """train or test. None: the samples are not split yet."""
 
@@ -56,13 +58,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Place:
-    """A file or folder of samples that belong together: all of one client, of one side, or of both."""
+    """A file or folder of samples that belong together: those of a client, of a domain, of train, or of test."""
 
     path: Path
     side: str | None = None
     """train or test. None: the samples are not split yet."""
     client: str | None = None
     """Name of the client whose samples are here. None: the place does not tell the client."""
+    domain: str | None = None
+    """Name of the domain whose samples are here. None: the data have no domains."""
 
     def of_client(self, samples: int) -> Array | None:
         """Return the client of each of so many samples, or None if the place does not tell it."""
@@ -75,8 +79,8 @@ def labelled(parts: Sequence[Part], test_share: float, scale: int) -> Labelled:
     Either all parts have a `side`, or none has one. All clients of the data must be split, or none.
 
     If the data are not split, `select_test` splits the samples of each client. If the data have no clients, it splits
-    the samples of each class. If all samples of a class were selected for the test, its first sample goes back to
-    training.
+    the samples of each class. In data with domains, it does so within each domain. If all samples of a class were
+    selected for the test, its first sample goes back to training.
 
     Raises:
         DataError: parts are empty or do not match, labels are wrong, or a class has only test samples.
@@ -89,16 +93,22 @@ def labelled(parts: Sequence[Part], test_share: float, scale: int) -> Labelled:
     if clients := [part.client for part in parts if part.client is not None]:
         values, client = np.unique(_joined(parts, "client", clients), return_inverse=True)
         client, client_names = client.astype(np.int32), _texts(values)
+    group = y if client is None else client
+    domain = domains = None
+    if parts[0].domain is not None:
+        domains, number = np.unique([str(part.domain) for part in parts], return_inverse=True)
+        domain = np.repeat(number.astype(np.int32), [len(part.x) for part in parts])
+        group = group * len(domains) + domain
     x = parts[0].x if len(parts) == 1 else np.concatenate([part.x for part in parts])
     if not training:
-        test = select_test(y if client is None else client, test_share, "own data split")
+        test = select_test(group, test_share, "own data split")
         untrained = np.setdiff1d(y[test], y[~test])
         test[np.unique(y, return_index=True)[1][untrained]] = False
         if not test.any():
-            group = "class" if client is None else "client"
+            word = ("class" if client is None else "client") + ("" if domain is None else " of a domain")
             raise DataError(
-                f"{parts[0].where}: no {group} has two samples, so there are no test samples; add samples, so that a "
-                f"{group} has at least two"
+                f"{parts[0].where}: no {word} has two samples, so there are no test samples; add samples, so that a "
+                f"{word} has at least two"
             )
         train_x, test_x = x[~test], x[test]
     else:
@@ -112,9 +122,11 @@ def labelled(parts: Sequence[Part], test_share: float, scale: int) -> Labelled:
                 "training samples of it"
             )
     train_client, test_client = (None, None) if client is None else (client[~test], client[test])
+    train_domain, test_domain = (None, None) if domain is None else (domain[~test], domain[test])
     return Labelled(
         train_x=train_x, train_y=y[~test], test_x=test_x, test_y=y[test], classes=int(y.max()) + 1, scale=scale,
         names=names, client_names=client_names, train_client=train_client, test_client=test_client,
+        domains=None if domains is None else _texts(domains), train_domain=train_domain, test_domain=test_domain,
     )  # fmt: skip
 
 
@@ -218,8 +230,8 @@ def check_kind(root: Path, kind: str) -> None:
         )
 
 
-def split_or_not(root: Path, entries: Mapping[str, Path], client: str | None = None) -> list[Place]:
-    """Return the places of the entries train and test in the folder `root`, which may belong to a client.
+def split_or_not(root: Path, entries: Mapping[str, Path]) -> list[Place]:
+    """Return the places of the entries train and test in the folder `root`.
 
     If `root` has neither of them, the data are not split yet, and the result is `root` alone.
 
@@ -229,14 +241,14 @@ def split_or_not(root: Path, entries: Mapping[str, Path], client: str | None = N
         DataError: the folder has only one of the entries train and test, or has other entries besides them.
     """
     if not set(SPLITS) & entries.keys():
-        return [Place(root, client=client)]
+        return [Place(root)]
     if set(entries) != set(SPLITS):
         extra = sorted(set(entries) - set(SPLITS))
         remedy = f"remove {extra[0]!r}" if extra else f"add {next(iter(set(SPLITS) - set(entries)))!r}"
         raise DataError(
             f"{root}: a folder with an entry train or test must contain both, and nothing else; remedy: {remedy}"
         )
-    return [Place(entries[side], side, client) for side in SPLITS]
+    return [Place(entries[side], side) for side in SPLITS]
 
 
 def entries_of(root: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from floral.data.custom.cells import Table, classes, integers, is_image, names, numbers, read_table
@@ -19,7 +20,7 @@ from floral.data.custom.parts import SPLITS, Array, Part, Place, check_kind, ent
 from floral.data.images import pixels
 from floral.data.readers import Labelled
 from floral.data.sources import DataError, RawFile
-from floral.data.text import TOKENS, tokenised
+from floral.data.tokens import SHORTEN, TOKENS, token_ids
 
 NAMELESS_COLUMN = re.compile(re.escape(NAMELESS).replace(r"\{\}", r"\d+"))
 ROW_NUMBERS = re.compile(r"Unnamed: \d.*|__index_level_\d+__|\.\.\.\d+|row[\W_]?names?", re.I)
@@ -41,7 +42,7 @@ def table(files: Sequence[RawFile], **options: Any) -> Labelled:
     Each feature becomes (v − mean) / std, with the mean and the standard deviation of the training samples. A feature
     that is constant in training becomes 0. By default, the features are all columns except `label`, `client` and
     `drop`. A column of row numbers is refused as a feature, unless `features` names it. A parquet table may have one
-    column of encoded images instead of features, as on the Hugging Face Hub.
+    column of encoded images instead of features, as on the Hugging Face Hub. `resize` gives them one height and width.
 
     With `text`, the samples are the token ids [N, tokens] of this column. The tokenizer and the configuration of its
     model are the files after the table.
@@ -52,11 +53,11 @@ def table(files: Sequence[RawFile], **options: Any) -> Labelled:
     return read_tables(table_places(files[0].location), tokenizer=files[1:], **options)
 
 
-def table_places(root: Path, client: str | None = None) -> list[Place]:
+def table_places(root: Path) -> list[Place]:
     """Return the files train.* and test.* in the folder `root`, or `root` itself if it is a file."""
     check_kind(root, "table")
     stems = {path.name.split(".")[0]: path for path in entries_of(root)} if root.is_dir() else {}
-    places = split_or_not(root, stems, client) if stems else [Place(root, client=client)]
+    places = split_or_not(root, stems) if stems else [Place(root)]
     if root.is_dir() and (places[0].side is None or len(entries_of(root)) > len(places)):
         raise DataError(
             f"{root}: this folder must contain one file train.* and one file test.* (parquet or CSV), and nothing "
@@ -77,7 +78,8 @@ def read_tables(
     decimal: str | None = None,
     missing: Sequence[str] | None = None,
     text: str | None = None,
-    tokens: int = TOKENS,
+    tokens: int | None = None,
+    resize: Sequence[int] | None = None,
     tokenizer: Sequence[RawFile] = (),
 ) -> Labelled:
     """Read tables with the same columns. See `table`."""
@@ -95,18 +97,42 @@ def read_tables(
     of_places = [place.of_client(len(sheet.rows)) for place, sheet in zip(places, tables, strict=True)]
     clients = names(tables, client) if client else of_places
     with_images = any(is_image(sheet.frame.schema[name]) for sheet in tables for name in columns)
+    if resize and not with_images:
+        raise DataError(f"{tables[0].path}: `data.resize` is for images, but this table has none; remove the key")
     if text:
-        inputs = tokenised(
-            [_texts(sheet, text) for sheet in tables], tokenizer[0].location, tokenizer[1].location, tokens
-        )
+        inputs = _token_ids(tables, text, tokenizer, tokens)
     else:
-        inputs = _images(tables, columns) if with_images else [_features(sheet, columns) for sheet in tables]
+        inputs = _images(tables, columns, resize) if with_images else [_features(sheet, columns) for sheet in tables]
     parts = [
-        Part(where=place.path, x=x, labels=of_class, client=of_client, side=place.side)
+        Part(where=place.path, x=x, labels=of_class, client=of_client, domain=place.domain, side=place.side)
         for place, x, of_class, of_client in zip(places, inputs, labels, clients, strict=True)
     ]
     data = labelled(parts, test_share, scale=255 if with_images else 1)
     return data if with_images or text else _standardised(data, tables, inputs, columns)
+
+
+def _token_ids(
+    tables: Sequence[Table], name: str, tokenizer: Sequence[RawFile], tokens: int | None
+) -> list[npt.NDArray[np.int32]]:
+    """Return the token ids of the texts of all tables, int32 [N, T] for each table.
+
+    T is `tokens`, or TOKENS if it is None. Longer texts are cut. If `tokens` is None, only texts that the model could
+    read as a whole are cut.
+
+    Raises:
+        DataError: a text is empty or longer than the model allows, or the tokenizer cannot be used.
+    """
+    cells = [(sheet, row) for sheet in tables for row in range(sheet.frame.height)]
+    ids = token_ids(
+        [text for sheet in tables for text in _texts(sheet, name)],
+        lambda number: cells[number][0].cell(name, cells[number][1]),
+        tokenizer[0].location,
+        tokenizer[1].location,
+        tokens or TOKENS,
+        fill=True,
+        remedy=f"{SHORTEN}, or set `data.tokens`, which cuts longer texts" if tokens is None else None,
+    )
+    return np.split(ids, np.cumsum([sheet.frame.height for sheet in tables])[:-1])
 
 
 def _texts(sheet: Table, name: str) -> list[str]:
@@ -201,8 +227,8 @@ def _standardised(data: Labelled, tables: Sequence[Table], inputs: Sequence[Arra
     return replace(data, **scaled)
 
 
-def _images(tables: Sequence[Table], features: Sequence[str]) -> list[Array]:
-    """Decode the images of all tables, uint8 [N, H, W] or [N, H, W, 3] for each table.
+def _images(tables: Sequence[Table], features: Sequence[str], resize: Sequence[int] | None) -> list[Array]:
+    """Decode the images of all tables, uint8 [N, H, W] or [N, H, W, 3] for each table, and perhaps resize them.
 
     Raises:
         DataError: there are other features beside the images, or an image is missing or cannot be decoded.
@@ -221,7 +247,7 @@ def _images(tables: Sequence[Table], features: Sequence[str]) -> list[Array]:
                 "there; give both files the same columns"
             )
     cells = [(sheet, row, cell) for sheet in tables for row, cell in enumerate(_bytes(sheet, name))]
-    array = pixels(((sheet.cell(name, row), cell) for sheet, row, cell in cells), len(cells))
+    array = pixels(((sheet.cell(name, row), cell) for sheet, row, cell in cells), len(cells), resize)
     return np.split(array, np.cumsum([sheet.frame.height for sheet in tables])[:-1])
 
 

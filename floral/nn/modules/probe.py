@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from floral.core.errors import first_line
 from floral.core.spec import Noise, Params, Refused
 from floral.core.streams import Stream
-from floral.nn.layers import WEIGHT_LAYERS, Linear
+from floral.nn.layers import WEIGHT_LAYERS, Embedding, Linear
 from floral.nn.model import Model
 from floral.nn.modules.inputs import Inputs
 from floral.nn.modules.routed import Placeholder, logits_of
+from floral.nn.norms import NORMS, LayerNorm
 
 TOLERANCE = 1e-4
 """Largest difference between two results in float32 that count as equal, relative to the largest entry."""
@@ -33,7 +34,8 @@ class WrongOutputs(Refused):
 
 
 def probed(model: Model, module: nn.Module, inputs: Inputs, outputs: int) -> Model:
-    """Return the model with what test passes show: whether it draws random numbers, mixes samples, and vectorises.
+    """Return the model with what test passes show: whether it draws random numbers, mixes or moves samples, and
+    vectorises.
 
     `module` is the original module.
 
@@ -56,6 +58,7 @@ def probed(model: Model, module: nn.Module, inputs: Inputs, outputs: int) -> Mod
     without_gradient = check_training(model, params, statistics, x)
     model = replace(model, head=head_with_gradient(model, without_gradient))
     model = replace(model, mixes=mixes(model, params, statistics, x))
+    model = replace(model, sample_axes=sample_axes(model, params, statistics, x))
     return replace(model, sequential=why_sequential(model, params, statistics, x))
 
 
@@ -157,6 +160,46 @@ def mixes(model: Model, params: Params, statistics: Params, x: Tensor) -> bool:
     with torch.no_grad():
         first, second = (model(params, statistics, samples, noise, mask)[0][:2] for samples in (x, changed))
     return not close(first, second)
+
+
+def sample_axes(model: Model, params: Params, statistics: Params, x: Tensor) -> dict[str, int | None]:
+    """Return the field `sample_axes` of a model.
+
+    The inputs of a layer for several samples are compared with its inputs for each of the samples, so an axis is not
+    taken if the samples have another order there, or depend on each other.
+    """
+    together, *separate = (inputs_of_layers(model, params, statistics, part) for part in (x, *x.split(1)))
+    axes: dict[str, int | None] = {}
+    for name, layer in model.layers.items():
+        if not isinstance(layer, (*WEIGHT_LAYERS, Embedding, *NORMS)):
+            continue
+        calls = [inputs.get(name, []) for inputs in (together, *separate)]
+        possible = []
+        if calls[0] and len({len(inputs) for inputs in calls}) == 1:
+            # Convolutions and other norms mix or move the entries of all axes except the first.
+            possible = range(calls[0][0].dim() if isinstance(layer, Linear | Embedding | LayerNorm) else 1)
+        fitting = (axis for axis in possible if all(follow(*inputs, axis=axis) for inputs in zip(*calls, strict=True)))
+        axes[name] = next(fitting, None)
+    return axes
+
+
+def inputs_of_layers(model: Model, params: Params, statistics: Params, x: Tensor) -> dict[str, list[Tensor]]:
+    """Return the inputs of each layer in an evaluation of samples x, one for each time that the layer is called."""
+    inputs: dict[str, list[Tensor]] = {}
+
+    def record(name: str, x: Tensor) -> tuple[None, None]:
+        inputs.setdefault(name, []).append(x.clone())  # the module may change x later
+        return None, None
+
+    with torch.no_grad():
+        model(params, statistics, x, None, None, record)
+    return inputs
+
+
+def follow(together: Tensor, *separate: Tensor, axis: int) -> bool:
+    """Return whether the tensors of separate samples, one after the other on an axis, are the tensor of all samples."""
+    sides = [(*t.shape[:axis], *t.shape[axis + 1 :]) for t in (together, *separate)]
+    return axis < together.dim() and len(set(sides)) == 1 and close(torch.cat(separate, axis), together)
 
 
 def why_sequential(model: Model, params: Params, statistics: Params, x: Tensor) -> str | None:

@@ -79,11 +79,16 @@ def _tuning(collected: Collected) -> str:
     tuned = [method.title for method in collected.methods if method.tuned]
     if not tuned:
         return "No values were tuned."
-    rules = tuning()
+    tasks = dict.fromkeys(configuration.task.name for configuration in collected.configurations)
+    rules = [tuning(task) for task in tasks]
+    budget, share, at_most = (
+        " or ".join(f"{value:g}" for value in sorted(set(values)))
+        for values in zip(*((rule.budget, 100 * rule.share, rule.at_most) for rule in rules), strict=True)
+    )
     subject = "All methods" if len(tuned) == len(collected.methods) else f"Some methods ({', '.join(tuned)})"
     return (
-        f"{subject} were tuned with {rules.budget} candidates each, for every task, by the validation loss after "
-        f"{100 * rules.share:g} % of the rounds (at most {rules.at_most}), on seeds that are not reported."
+        f"{subject} were tuned with {budget} candidates each, for every task, by the validation loss after "
+        f"{share} % of the rounds (at most {at_most}), on seeds that are not reported."
     )
 
 
