@@ -166,7 +166,9 @@ def test_a_broken_method_is_printed_with_the_contract_its_reason_and_a_hint(
         build = builder(kind, name)
         if kind == "models":
             return build
-        return lambda problem, *, widen, rank: with_group("base", lr=0.0)(build(problem, widen=widen, rank=rank))
+        return lambda problem, *, widen, rank, train: with_group("base", lr=0.0)(
+            build(problem, widen=widen, rank=rank, train=train)
+        )
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(plugins, "builder", without_rate)
