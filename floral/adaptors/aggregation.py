@@ -15,7 +15,7 @@ from floral.adaptors.attach import Adaptors
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.embedding import EmbeddingAdaptor
 from floral.core.spec import Params, Refused, ServerView, View
-from floral.core.streams import Shapes, Stream
+from floral.core.streams import Shapes
 from floral.nn.layers import layer_params
 
 
@@ -151,22 +151,18 @@ def download_floats(adaptors: Adaptors, clients: int, *, biases: bool) -> int:
     return min(clients * adaptors.size, dense)
 
 
-def changed_names(adaptors: Adaptors, *, biases: bool) -> list[str]:
-    """Return the names of the parameters to which products of adaptors are added."""
-    size = adaptors.init(Stream(0, "size"))
-    names = adaptors.products({name: t[None] for name, t in size.items()}, torch.ones(1))
-    return [name for name in names if biases or name.endswith(".weight")]
-
-
 def added_by_server(served: ServerView, change: Params) -> View:
-    """Return the groups "base" and "weights" after the server has added `change` to their parameters."""
+    """Return the groups "base" and, if there is one, "weights" after the server has added `change` to parameters.
+
+    The names in `change` are those of parameters in these groups (see `Adaptors.frozen_weights`).
+    """
     groups = {
-        name: served.after.get(name, served.before[name]) for name in ("base", "weights") if name in served.before
+        name: dict(served.after.get(name, served.before[name])) for name in ("base", "weights") if name in served.before
     }
-    return {
-        group: params | {name: params[name] + value for name, value in change.items() if name in params}
-        for group, params in groups.items()
-    }
+    group_of = {name: group for group in groups.values() for name in group}
+    for name, value in change.items():
+        group_of[name][name] = group_of[name][name] + value
+    return groups
 
 
 def product_norm(adaptor: Params) -> Tensor:

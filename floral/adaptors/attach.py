@@ -6,7 +6,7 @@ separately to the layer's input and added to the layer's output.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -98,16 +98,16 @@ class Adaptors:
         """Return the base with changes added to its parameters. A changed parameter that never trains is included."""
         return {**base, **{name: self.model.value(base, name) + value for name, value in change.items()}}
 
-    def frozen_weights(self, change: Iterable[str]) -> dict[str, Group]:
-        """Return the group "weights": the frozen parameters that only the server changes. Return {} if there are none.
+    def frozen_weights(self, *, biases: bool) -> dict[str, Group]:
+        """Return the group "weights": frozen parameters of adapted layers, which only the server changes.
 
-        `change` has the names of the parameters that the server changes. Predictions read the group together with the
-        group "base": it replaces the constants of the model.
+        Return {} if no adapted layer is frozen. If `biases` is set, the group has the biases of the layers too. A
+        method predicts with the groups "base" and "weights", so that "weights" replaces the constants of the model.
         """
-        names = [name for name in change if name in self.model.constants]
-        if not names:
-            return {}
-        return {"weights": Group(scope=Scope.SHARED, init=lambda: {name: self.model.constants[name] for name in names})}
+        keys = ("weight", "bias") if biases else ("weight",)
+        names = [f"{layer}.{key}" for layer in self.by_layer for key in keys]
+        start = {name: self.model.constants[name] for name in names if name in self.model.constants}
+        return {"weights": Group(scope=Scope.SHARED, init=lambda: start)} if start else {}
 
     def require_trained_base(self) -> None:
         """Check that the server can add products of adaptors to the base.

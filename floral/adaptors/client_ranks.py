@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
-from floral.adaptors.aggregation import keep_components
+from floral.adaptors.aggregation import flatten, keep_components
 from floral.adaptors.attach import Adaptors
-from floral.core.spec import Group, Params, Predict, Problem, Scope, View
+from floral.core.spec import Group, Method, Noise, Params, Problem, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
 
 
@@ -22,27 +23,28 @@ class ClientRanks:
     floats_sent: tuple[int, int]
     """Numbers that a client downloads and uploads, with the ranks before round 1, as means over the clients."""
 
-    @property
-    def group(self) -> Group:
-        """The PRIVATE group "rank", whose value "components" is the rank of a client."""
-        return Group(scope=Scope.PRIVATE, init=lambda: {"components": self.at_start.float()}, statistic=True)
-
     @staticmethod
     def truncated(view: View) -> Params:
         """Return the client's adaptor. All components from its rank on are zero."""
         return keep_components(view["adaptor"], 0, view["rank"]["components"])
 
-    def predictor(self, predict_full: Callable[[], Predict]) -> Predict:
-        """Return the function that predicts with the truncated adaptor of a client, as in training.
+    def phase(self, adaptors: Adaptors) -> dict[str, Any]:
+        """Return the keyword arguments of `Phase` for training with the client's truncated adaptor."""
+        predict_full = adaptors.predictor(("adaptor",))
 
-        `predict_full` returns the function that predicts with the group "adaptor". It is called in each prediction, so
-        it may be defined later.
+        def predict(view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
+            return predict_full({**view, "adaptor": self.truncated(view)}, x, noise, mask)
+
+        return {"predict": predict, "floats_sent": {"adaptor": self.floats_sent}}
+
+    def added_to(self, method: Method, update: Callable[[ServerView], View]) -> Method:
+        """Return the method with the PRIVATE group "rank", whose value "components" is the rank of a client.
+
+        `update` is the server's step. It reads the truncated adaptor of each client as a vector (see `flatten`).
         """
-
-        def predict(view, x, noise, mask):
-            return predict_full()({**view, "adaptor": self.truncated(view)}, x, noise, mask)
-
-        return predict
+        rank = Group(scope=Scope.PRIVATE, init=lambda: {"components": self.at_start.float()}, statistic=True)
+        server = ServerStep(client_vector=lambda view: flatten(self.truncated(view)), update=update)
+        return replace(method, groups={**method.groups, "rank": rank}, server=server)
 
 
 def client_ranks(problem: Problem, adaptors: Adaptors, least: int) -> ClientRanks:

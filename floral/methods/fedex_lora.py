@@ -3,14 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from floral.adaptors.aggregation import (
-    added_by_server,
-    averaging_error,
-    changed_names,
-    download_floats,
-    flatten,
-    unflatten,
-)
+from floral.adaptors.aggregation import added_by_server, averaging_error, download_floats, flatten, unflatten
 from floral.adaptors.attach import adaptors_of
 from floral.core.spec import Method, Problem, ServerStep
 from floral.methods.fedit import fedit_method
@@ -35,7 +28,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     `download_floats`).
     """
     adaptors = adaptors_of(problem, **adaptor)
-    weights = adaptors.frozen_weights(changed_names(adaptors, biases=False))
+    weights = adaptors.frozen_weights(biases=False)
     sum_sent = (download_floats(adaptors, problem.cohort, biases=False), 0)
     floats_sent = {"weights": sum_sent} if weights else {} if base == "joint" else {"base": sum_sent}
 

@@ -44,16 +44,4 @@ def build(problem: Problem, *, least: int | Literal["rank"], base: str, warmup: 
         method = fedit_method(problem, adaptors, base, warmup)
         return replace(method, server=ServerStep(client_vector=lambda view: flatten(view["adaptor"]), update=decompose))
     ranks = client_ranks(problem, adaptors, least)
-    method = fedit_method(
-        problem,
-        adaptors,
-        base,
-        warmup,
-        predict=ranks.predictor(lambda: method.predict),
-        floats_sent={"adaptor": ranks.floats_sent},
-    )
-    return replace(
-        method,
-        groups={**method.groups, "rank": ranks.group},
-        server=ServerStep(client_vector=lambda view: flatten(ranks.truncated(view)), update=decompose),
-    )
+    return ranks.added_to(fedit_method(problem, adaptors, base, warmup, **ranks.phase(adaptors)), decompose)

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from floral.adaptors.aggregation import added_by_server, changed_names, download_floats, flatten, unflatten
+from floral.adaptors.aggregation import added_by_server, download_floats, flatten, unflatten
 from floral.adaptors.attach import adaptors_of, factor
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
@@ -31,7 +31,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     the floats that a client keeps privately, although the client could draw it again.
     """
     adaptors, stream = adaptors_of(problem, **adaptor), Stream(problem.seed, "adaptors")
-    weights = adaptors.frozen_weights(changed_names(adaptors, biases=True))
+    weights = adaptors.frozen_weights(biases=True)
 
     def init_a(stream: Stream):
         return factor(adaptors.init(stream), "A")

@@ -1,14 +1,13 @@
 """HetLoRA (arXiv 2401.06432): adaptors whose ranks differ between clients, averaged with weights ∝ ‖B_k A_k‖."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from floral.adaptors.aggregation import flatten, keep_components, product_norm, require_no_groups, unflatten
+from floral.adaptors.aggregation import keep_components, product_norm, require_no_groups, unflatten
 from floral.adaptors.attach import adaptors_of
 from floral.adaptors.client_ranks import client_ranks
-from floral.core.spec import Method, Problem, ServerStep
+from floral.core.spec import Method, Problem
 from floral.methods.fedit import fedit_method
 
 
@@ -70,17 +69,5 @@ def build(
         changed["adaptor"] = {name: torch.tensordot(weight, t, 1) for name, t in clients.items()}
         return changed
 
-    method = fedit_method(
-        problem,
-        adaptors,
-        base,
-        warmup,
-        predict=ranks.predictor(lambda: method.predict),
-        penalty=penalty if gamma < 1 else None,
-        floats_sent={"adaptor": ranks.floats_sent},
-    )
-    return replace(
-        method,
-        groups={**method.groups, "rank": ranks.group},
-        server=ServerStep(client_vector=lambda view: flatten(ranks.truncated(view)), update=prune_and_average),
-    )
+    phase = {"penalty": penalty if gamma < 1 else None, **ranks.phase(adaptors)}
+    return ranks.added_to(fedit_method(problem, adaptors, base, warmup, **phase), prune_and_average)

@@ -98,10 +98,12 @@ def problem_of(
     build = plugins.builder("models", keys.kind)
 
     @cache
-    def build_model(width: float = 1.0, trained: bool = False) -> Model:
-        built = build(shape, outputs, **keys.arguments, width=width)
-        base, stream = "trained" if trained else task.base, Stream(run.seed, "model")
+    def built_once(width: float, base: str) -> Model:
+        built, stream = build(shape, outputs, **keys.arguments, width=width), Stream(run.seed, "model")
         return prepared(built, keys, base, shape=shape, width=width, stream=stream).moved(device, dtype)
+
+    def build_model(width: float = 1.0, trained: bool = False) -> Model:
+        return built_once(width, "trained" if trained else task.base)
 
     return Problem(
         build_model=build_model,
