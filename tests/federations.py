@@ -65,7 +65,7 @@ NOT_TUNED = ("methods_full", "lora")
 """Suites without runs, because their searches take hours or days."""
 
 
-def with_dropout(width: float = 1.0, trained: bool = False) -> Model:
+def with_dropout(width: float = 1.0) -> Model:
     """4×4 → 5·width → dropout → CLASSES."""
     hidden = scaled_units(5, width)
 
@@ -76,7 +76,7 @@ def with_dropout(width: float = 1.0, trained: bool = False) -> Model:
     return Model(layers=layers, forward=forward)
 
 
-def with_convolutions(width: float = 1.0, trained: bool = False) -> Model:
+def with_convolutions(width: float = 1.0) -> Model:
     """4×4 → conv → grouped and dilated conv → transposed conv → CLASSES. No file of floral/models has such layers."""
     channels = 2 * scaled_units(2, width)
 

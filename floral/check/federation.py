@@ -140,8 +140,8 @@ def simulate(
 ) -> Simulation:
     """Return the simulation of a variant on these data, assembled as the stage train does.
 
-    `build_model` replaces the function that builds the model, and `change` may replace the method. `run` has further
-    arguments of `make_run`.
+    `build_model(width)` replaces the function that builds the model, and `change` may replace the method. `run` has
+    further arguments of `make_run`.
 
     Raises:
         ConfigError: the method cannot be used for this model.
@@ -155,7 +155,7 @@ def simulate(
     described = make_run(variant, model=model, **run)
     problem = make_problem(described, data, device, dtype)
     if build_model is not None:
-        problem = replace(problem, build_model=build_model)
+        problem = replace(problem, build_model=lambda width=1.0, trained=False: build_model(width))
     method = change(build_method(described, problem))
     tensors = client_data(data, method, device, dtype)
     how = Execution(backend, chunk, workers, precision=precision, graphs=graphs)
