@@ -29,7 +29,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "normalise": task.Normalise, "unseen": task.Unseen, "local": task.Local, "server": task.Server,
     "custom_data": data.CustomData, "synthetic_data": data.Synthetic, "data_set": data.DataSet,
     "data_file": data.DataFile, "method": method.MethodFile, "parameter": method.Parameter,
-    "variant": method.VariantEntry, "search": tuning.SearchFile, "space": tuning.Space, "tuning": tuning.Tuning,
+    "variant": method.VariantEntry, "search": tuning.SearchFile, "space": tuning.Space, "tuning": tuning.TuningFile,
 }  # fmt: skip
 """Argument of `floral keys` → schema of the file or mapping."""
 SIGNS = {limits.Ge: "≥ {.ge}", limits.Gt: "> {.gt}", limits.Le: "≤ {.le}", limits.Lt: "< {.lt}"}

@@ -50,7 +50,7 @@ def test_default_and_tuned_stand_side_by_side(results: Path, write: Write, gaine
     titles = {one.id: (one.title, one.tuned) for one in methods}
     assert titles["fedavg"] == ("FedAvg", False) and titles["fedavg-tuned"] == ("FedAvg, tuned", True)
     assert "+7.0 ± 0.0" in part.table.html and "60" in part.table.html
-    rule = tuning().of("digits_rotate")
+    rule = tuning("digits_rotate")
     seeds = "seeds " + ", ".join(map(str, rule.seeds))
     assert len(rule.seeds) > 1 and part.note.startswith(f"{rule.budget} candidates for every method, {seeds}, ")
     assert "config/tuned/digits_rotate.yaml" in part.note
