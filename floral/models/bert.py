@@ -107,19 +107,24 @@ class Encoder:
     def __call__(self, call: Call, x: Tensor) -> Tensor:
         """Return the logits [B, outputs] of token ids x [B, T]."""
         x, present = without_common_padding(x, x != self.padding)
-        hidden = self.hidden(call, x, present)
+        hidden = self.hidden(call, x, present, positions_with_text(present))
         weight = present.to(hidden.dtype).unsqueeze(-1)
         return call(HEAD, (hidden * weight).sum(1) / weight.sum(1).clamp(min=1))
 
-    def hidden(self, call: Call, x: Tensor, present: Tensor) -> Tensor:
-        """Return the features [B, T, width] of the last block. `present` [B, T] is False for padding."""
+    def hidden(self, call: Call, x: Tensor, present: Tensor, positions: Tensor | None) -> Tensor:
+        """Return the features [B, T, width] of the last block. `present` [B, T] is False for padding.
+
+        The linear layers are applied at `positions` [N] alone, or at all positions if it is None.
+        """
         segment = call("embeddings.token_type_embeddings", x.new_zeros(1, 1))
         x = call("embeddings.position_embeddings", call("embeddings.word_embeddings", x)) + segment
         x = call("embeddings.LayerNorm", x)
         for block in self.blocks:
-            added = attend(call, f"{block}.attention", x, self.heads, present=present, parts=ATTENTION)
+            name = f"{block}.attention"
+            added = attend(call, name, x, self.heads, present=present, positions=positions, parts=ATTENTION)
             x = call(f"{block}.attention.output.LayerNorm", x + added)
-            added = call(f"{block}.output.dense", F.gelu(call(f"{block}.intermediate.dense", x)))
+            inner = F.gelu(call(f"{block}.intermediate.dense", x, positions))
+            added = call(f"{block}.output.dense", inner, positions)
             x = call(f"{block}.output.LayerNorm", x + added)
         return x
 
@@ -134,6 +139,19 @@ def without_common_padding(x: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         return x, present
     longest = int((present.any(0) * torch.arange(1, x.shape[1] + 1)).max())
     return (x[:, :longest], present[:, :longest]) if longest else (x, present)
+
+
+def positions_with_text(present: Tensor) -> Tensor | None:
+    """Return the indices [N] of the positions that are no padding, among all B·T positions of `present` [B, T].
+
+    Linear layers take most of the time, and a third of the positions of a batch is usually padding. The result is None
+    where all positions are taken: if less than a tenth is padding, inside of `torch.vmap`, and on other devices than
+    the CPU.
+    """
+    if in_vmap() or present.device.type != "cpu":
+        return None
+    positions = present.flatten().nonzero().squeeze(1)
+    return positions if len(positions) < 0.9 * present.numel() else None
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ def attend(
     *,
     causal: bool = False,
     present: Tensor | None = None,
+    positions: Tensor | None = None,
     parts: tuple[str, str, str, str] = PARTS,
 ) -> Tensor:
     """Apply one attention block to x [B, T, width]; the result has the same shape.
@@ -41,9 +42,12 @@ def attend(
     Each head computes softmax(Q Kᵀ / sqrt(width / heads)) V from its queries Q, keys K and values V. The results of all
     heads are concatenated, and the linear layer <name>.merge is applied. With `causal`, position t uses only the
     positions up to t. With `present` [B, T], all positions use only those where it is True, for example those without
-    padding. `parts` has other names for the four linear layers.
+    padding. `positions` [N] limits the linear layers to N of the B·T positions. `parts` has other names for the four
+    linear layers.
     """
-    query, key, value = (call(f"{name}.{part}", x).unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts[:3])
+    query, key, value = (
+        call(f"{name}.{part}", x, positions).unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts[:3]
+    )
     scores, width = query @ key.mT, math.sqrt(query.shape[-1])
     if present is None:
         scores = scores / width
@@ -53,4 +57,4 @@ def attend(
     if causal:
         later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
         scores = scores.masked_fill(later, -math.inf)
-    return call(f"{name}.{parts[3]}", (scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
+    return call(f"{name}.{parts[3]}", (scores.softmax(-1) @ value).transpose(1, 2).flatten(2), positions)

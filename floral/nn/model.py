@@ -37,7 +37,12 @@ class Call:
     mask: Tensor | None
     adapt: Adapt
 
-    def __call__(self, name: str, x: Tensor) -> Tensor:
+    def __call__(self, name: str, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Return the output of a layer for the input x.
+
+        With `positions` [N], a layer that treats the positions of x [B, T, ...] one by one is applied only to N of the
+        B·T positions, for example to those without padding. Its output is 0 at all other positions.
+        """
         layer, params = self.layers.get(name), self.params.get(name, {})
         match layer:
             case None:
@@ -62,7 +67,7 @@ class Call:
                 change, added = self.adapt(name, x)
                 if isinstance(layer, Linear) and layer.tied is not None:
                     params = {**params, "weight": self.params[layer.tied]["weight"]}
-                y = layer(params, x, change)
+                y = layer(params, x, change) if positions is None else applied_at(positions, x, layer, params, change)
                 return y if added is None else y + added
 
 
@@ -243,6 +248,12 @@ class Model:
         if present is not None:
             logits = logits.new_zeros(len(present), *logits.shape[1:]).index_put((present,), logits)
         return logits, call.statistics
+
+
+def applied_at(positions: Tensor, x: Tensor, layer: Layer, params: Params, change: Params | None) -> Tensor:
+    """Return the output of a layer for x [B, T, ...] at N of the B·T positions, and 0 at all others."""
+    y = layer(params, x.flatten(0, 1).index_select(0, positions), change)
+    return y.new_zeros(x.shape[0] * x.shape[1], *y.shape[1:]).index_copy(0, positions, y).unflatten(0, x.shape[:2])
 
 
 def by_layer(params: Params) -> dict[str, Params]:

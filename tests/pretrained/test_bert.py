@@ -52,7 +52,9 @@ def test_the_encoder_is_that_of_transformers(stored: Callable[[str], Path]) -> N
     present = ids != 0
     with torch.no_grad():
         expected = public(input_ids=ids.long(), attention_mask=present.long()).last_hidden_state
-        features = model.forward.hidden(call_of(model), ids.float(), present)
+        positions = bert.positions_with_text(present)
+        assert positions is not None and len(positions) == present.sum()
+        features = model.forward.hidden(call_of(model), ids.float(), present, positions)
         logits, _ = model(model.init(Stream(0, "model")), {}, ids.float(), None, None)
         head = model.init(Stream(0, "model"))
         mean = (expected * present[..., None]).sum(1) / present.sum(1, keepdim=True)
