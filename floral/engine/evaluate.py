@@ -111,8 +111,7 @@ def on_own_rows(
         if (near := near_hits(loss, outputs, y)) is not None:
             top5[now] = weighted(near, weight)
 
-    together = chunk if vectorised else 1  # Clients with fewer samples than others of their slice get padding.
-    map(score, [slice(first, min(first + together, len(clients))) for first in range(0, len(clients), together)])
+    map(score, [slice(first, min(first + chunk, len(clients))) for first in range(0, len(clients), chunk)])
     tokens = tokens_of(loss, rows.y)
     return Scores(clients, count, losses, accuracy, np.rint(tokens * correct).astype(np.int64), top5, tokens)
 
