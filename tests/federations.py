@@ -157,6 +157,8 @@ def buildable(variant: str, model: str) -> bool:
 
 FIRST = {name: next(iter(catalogue.method_file(name).variants)) for name in plugins.names("methods")}
 """The variant of each method that is tested on all models. Its other variants differ by parameters only."""
+METHODS = [variant for variant in VARIANTS if variant in FIRST.values() or variant.startswith("floral")]
+"""FIRST, and all variants of FLoRAL. The others differ from them by parameters that other tests cover."""
 
 
 DEEP = ("resnet18", "vit", "convolutions", "module")

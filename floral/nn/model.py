@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -199,6 +200,8 @@ class Model:
 
         The result has only the layers that an adaptor can change.
         """
+        if (shape, samples) in self._input_shapes:
+            return self._input_shapes[shape, samples]
         shapes: dict[str, torch.Size] = {}
 
         def record(name: str, x: Tensor) -> tuple[None, None]:
@@ -208,7 +211,13 @@ class Model:
         zeros = {name: torch.zeros(t.shape) for name, t in self.init(Shapes(0, "size")).items()}
         with torch.no_grad():
             self(zeros, self.statistics(), torch.zeros(samples, *shape), None, None, record)
+        self._input_shapes[shape, samples] = shapes
         return shapes
+
+    @cached_property
+    def _input_shapes(self) -> dict[tuple[tuple[int, ...], int], dict[str, torch.Size]]:
+        """Results of `input_shapes`, which takes a forward pass."""
+        return {}
 
     def multiply_adds(self, shape: tuple[int, ...], batch: int) -> int:
         """Return the multiply-adds of linear layers and convolutions in one forward pass of x [batch, *shape]."""

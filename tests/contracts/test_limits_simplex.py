@@ -35,7 +35,7 @@ def projected(scores, totals):
     totals = torch.as_tensor(totals, dtype=scores.dtype)[:, None, None]
     low = scores.min(1, keepdim=True).values - totals
     high = scores.max(1, keepdim=True).values.expand_as(low)
-    for _ in range(200):
+    for _ in range(60):
         middle = (low + high) / 2
         too_much = (scores - middle).clamp(min=0).sum(2, keepdim=True) > totals
         low, high = torch.where(too_much, middle, low), torch.where(too_much, high, middle)

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from federations import OF_EACH_KIND, VARIANTS, simulate, train
+from federations import METHODS, OF_EACH_KIND, VARIANTS, simulate, train
 from safetensors.torch import save
 
 from floral.config import catalogue
@@ -22,7 +22,7 @@ from floral.engine.simulate import Simulation
 from floral.engine.state import State, client_view, view
 
 CLIENT = 0
-CASES = [(variant, None) for variant in VARIANTS] + [
+CASES = [(variant, None) for variant in METHODS] + [
     (variant, model) for variant in OF_EACH_KIND if variant != "private_norm" for model in ("cnn", "batch_norm")
 ]
 

@@ -12,7 +12,8 @@ from floral.stages.assemble import assemble
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
 
-BLIND = [name for name in catalogue.variant_index() if catalogue.variant(name).global_only]
+BLIND = ("fedavg", "fedadam", "scaffold", "fedit", "fedpara", "centralised")
+"""One method of each family that serves one model. The contract of `global_only` covers all."""
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +25,7 @@ def results(tmp_path_factory):
 
 def digits(variant, clusters, results, fidelity="corrected"):
     """The digits task with 6 clients, as the train stage assembles it."""
-    change = {"clients": 6, "clusters": clusters, "rounds": 30, "participation": 1.0, "lr": 0.5}
+    change = {"clients": 6, "clusters": clusters, "rounds": 12, "participation": 1.0, "lr": 0.5}
     run = Run(
         task=catalogue.task("digits_label_shift", change),
         variant=catalogue.variant(variant),
@@ -69,5 +70,5 @@ def test_a_cluster_blind_model_is_right_at_most_once_in_c(variant, clusters, res
 @pytest.mark.parametrize("variant", ["centralised_cluster", "ensemble_optimal", "floral_1_optimal"])
 def test_a_model_that_knows_the_cluster_exceeds_the_bound_by_20_points(variant, results):
     simulation = digits(variant, 3, results)
-    value, _ = accuracy(simulation, train(simulation, 30))
+    value, _ = accuracy(simulation, train(simulation, 12))
     assert value > 1 / 3 + 0.2
