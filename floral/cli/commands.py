@@ -57,7 +57,7 @@ def partition(arguments: Namespace, settings: Settings) -> None:
 
     searches = suite_searches(arguments.suite, [arguments.task]).values()
     runs = [trial for search in searches for trial in search.references() if trial.seed == arguments.seed]
-    runs = runs or suite_runs(arguments.suite, [arguments.task], None, [arguments.seed])
+    runs = runs or suite_runs(arguments.suite, [arguments.task], None, [arguments.seed], with_tuned=False)
     by_hash = {run.partition.hash8: run for run in runs}
     partitioned = by_hash.values() if arguments.expect is None else [_with_hash(by_hash, arguments.expect)]
     if arguments.export and len(by_hash) > 1 and arguments.expect is None:

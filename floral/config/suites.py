@@ -23,10 +23,13 @@ def suite_runs(
     variants: Iterable[str] | None = None,
     seeds: Iterable[int] | None = None,
     precision: Precision = "fp32",
+    *,
+    with_tuned: bool = True,
 ) -> list[Run]:
     """Return the runs of a suite in the order of its file.
 
-    If `tasks`, `variants` or `seeds` are given, only the runs of these tasks, variants or seeds are returned.
+    If `tasks`, `variants` or `seeds` are given, only the runs of these tasks, variants or seeds are returned. Without
+    `with_tuned`, runs keep their untuned values, which is enough for what tuning does not change: data and partitions.
 
     Raises:
         ConfigError: a name is unknown, or no run is selected.
@@ -46,7 +49,7 @@ def suite_runs(
             if all(values is None or key[axis] in values for axis, values in selected.items()):
                 block_seeds.append(seed)
         try:
-            tuned = block.tuned and block_seeds
+            tuned = with_tuned and block.tuned and block_seeds
             template = with_tuned_values(search_for(first, where), first) if tuned else first
         except Untuned as reason:
             untuned.setdefault(str(reason), []).append(first.variant.name)

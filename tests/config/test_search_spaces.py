@@ -204,6 +204,8 @@ def test_missing_values_are_named_with_the_command_that_finds_them(write: Write)
         "config/tuned/digits_rotate.yaml: no tuned values yet: ditto, floral_1",
         "tune with: snakemake --profile local tuned --config suite=mine",
     ]
+    (first, second) = suite_runs("mine", with_tuned=False)  # enough for the partition, which both share
+    assert first.partition == second.partition
 
 
 def test_tuned_values_are_the_runs_and_decide_its_hash(write: Write) -> None:
