@@ -68,7 +68,11 @@ class Call:
                 change, added = self.adapt(name, x)
                 if isinstance(layer, Linear) and layer.tied is not None:
                     params = {**params, "weight": self.params[layer.tied]["weight"]}
-                y = layer(params, x, change) if positions is None else applied_at(positions, x, layer, params, change)
+                if positions is None:
+                    y = layer(params, x, change)
+                else:
+                    y = layer(params, x.flatten(0, 1).index_select(0, positions), change)
+                    y = spread(y, positions, *x.shape[:2])
                 return y if added is None else y + added
 
 
@@ -259,10 +263,10 @@ class Model:
         return logits, call.statistics
 
 
-def applied_at(positions: Tensor, x: Tensor, layer: Layer, params: Params, change: Params | None) -> Tensor:
-    """Return the output of a layer for x [B, T, ...] at N of the B·T positions, and 0 at all others."""
-    y = layer(params, x.flatten(0, 1).index_select(0, positions), change)
-    return y.new_zeros(x.shape[0] * x.shape[1], *y.shape[1:]).index_copy(0, positions, y).unflatten(0, x.shape[:2])
+def spread(y: Tensor, positions: Tensor, samples: int, length: int) -> Tensor:
+    """Return the outputs y [N, ...] as [B, T, ...]: they lie at N of the B·T positions, and all others are 0."""
+    everywhere = y.new_zeros(samples * length, *y.shape[1:])
+    return everywhere.index_copy(0, positions, y).unflatten(0, (samples, length))
 
 
 def by_layer(params: Params) -> dict[str, Params]:

@@ -67,9 +67,11 @@ def tune(search: Search, results: Path, *, device: str, backend: str, threads: i
             for number, configuration in enumerate([None, *search.configurations]):
                 if (number, seed) in done:
                     continue
-                data = data or federation.load(search.trial(seed), results, test=False)
                 began = time.perf_counter()
-                row = trial(search, configuration, seed, data, record, (torch_device, backend, threads), results)
+                row = result_of_equal_trial(search, configuration, seed, record)
+                if row is None:
+                    data = data or federation.load(search.trial(seed), results, test=False)
+                    row = trial(search, configuration, seed, data, record, (torch_device, backend, threads), results)
                 row = {"configuration": number, "seed": seed, **row, "seconds": round(time.perf_counter() - began, 3)}
                 record["trials"].append(row)
                 atomic(folder / "trials.json", (json.dumps(record, indent=1) + "\n").encode())
@@ -77,6 +79,17 @@ def tune(search: Search, results: Path, *, device: str, backend: str, threads: i
         (folder / "done").write_text(f"{record['commit']}\n")
     print(summary_line(search, tuned, record), flush=True)
     return tuned
+
+
+def result_of_equal_trial(
+    search: Search, configuration: Configuration | None, seed: int, record: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Return the result of the trial with the untuned values if this candidate has the same values, otherwise None."""
+    candidate, default = search.trial(seed, configuration), search.trial(seed)
+    if configuration is None or (candidate.rates, candidate.variant.params) != (default.rates, default.variant.params):
+        return None
+    untuned = next(row for row in record["trials"] if (row["configuration"], row["seed"]) == (0, seed))
+    return {key: untuned[key] for key in ("status", "reason", "validation_loss")}
 
 
 def trial(
