@@ -122,7 +122,7 @@ def silhouette(distances: Tensor, labels: Tensor) -> float:
             values.append(0.0)
             continue
         inside = float(row[same].sum() / (len(same) - 1))
-        outside = min(float(row[clients].mean()) for other, clients in members.items() if other != label)
+        outside = min(float(row[clients].mean()) for name, clients in members.items() if name != label)
         values.append((outside - inside) / max(outside, inside, 1e-30))
     return sum(values) / len(values)
 
