@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from projects import ROOT
@@ -18,7 +18,7 @@ from floral.report.build import report
 from floral.report.latex import SIGNS, SPECIAL, article
 from floral.report.style import Style
 from floral.report.tables import Cell, Column, grid
-from floral.runs.reference import restore_archive
+from floral.runs.reference import restore
 
 MAX_OVERFULL_PT = 5.0
 
@@ -64,15 +64,19 @@ FEW = ["fedavg", "local", "local_adaptor", "ensemble", "fedit", "floral_1", "flo
 
 @pytest.mark.parametrize(
     ("suite", "selected"),
-    [("paper_mnist_reduced", {}), ("methods", {"tasks": ["digits_rotate"]}), ("methods", {"variants": FEW})],
+    [
+        ("paper_mnist_reduced", {}),
+        ("methods", {"tasks": ["digits_rotate"], "seeds": [0, 1]}),
+        ("methods", {"variants": FEW, "seeds": [0, 1]}),
+    ],
     ids=["paper_mnist_reduced", "all methods on one task", "few methods on all tasks"],
 )
 def test_the_report_of_reference_results_compiles(
-    compiled: Callable[[Path], str], tmp_path: Path, suite: str, selected: dict[str, list[str]]
+    compiled: Callable[[Path], str], tmp_path: Path, suite: str, selected: dict[str, list[Any]]
 ) -> None:
     """The report of all runs of `methods` takes minutes, so it is made in two parts."""
-    restore_archive(suite, tmp_path / "results", ROOT / "reports" / "reference")
     runs = suites.suite_runs(suite, **selected)
+    restore({suite: runs}, tmp_path / "results", ROOT / "reports" / "reference")
     folder = report(suite, runs, tmp_path / "results", tmp_path / "reports", partial=True).parent
     assert (folder / "tables" / "compact.tex").is_file() and list((folder / "figures").glob("*.pdf"))
     check(compiled(folder))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +33,29 @@ REPEATED = {"cifar100_jpeg90": 26}
 """Data set → images that its publishers have in several rows, some with different labels."""
 
 
-def held_twice(table: pl.DataFrame, train_x: np.ndarray, test_x: np.ndarray) -> list[set[tuple[int, str]]]:
+def images(train_x: np.ndarray, test_x: np.ndarray) -> pl.DataFrame:
+    """A number for each row of both arrays; equal images have equal numbers."""
+    numbers: dict[bytes, int] = {}
+    rows = [
+        (of_test, row, numbers.setdefault(image.tobytes(), len(numbers)))
+        for of_test, x in ((False, train_x), (True, test_x))
+        for row, image in enumerate(x)
+    ]
+    return pl.DataFrame(rows, schema=["of_test", "row", "image"], orient="row")
+
+
+@cache
+def images_of(data: str, results: Path) -> pl.DataFrame:
+    _, arrays = read_data(data, results)
+    return images(arrays["train_x"], arrays["test_x"])
+
+
+def held_twice(table: pl.DataFrame, images: pl.DataFrame) -> list[set[tuple[int, str]]]:
     """The clients and splits of each image that several of them hold."""
-    holders: dict[bytes, set[tuple[int, str]]] = defaultdict(set)
-    for client, split, row in table.select("client", "split", "row").iter_rows():
-        holders[(test_x if split == "test" else train_x)[row].tobytes()].add((client, split))
-    return [places for places in holders.values() if len(places) > 1]
+    rows = table.with_columns(of_test=pl.col("split") == "test", row=pl.col("row").cast(pl.Int64))
+    held = rows.join(images, on=["of_test", "row"]).group_by("image").agg(pl.struct("client", "split").unique())
+    several = held.filter(pl.col("client").list.len() > 1)
+    return [{(place["client"], place["split"]) for place in places} for places in several["client"].to_list()]
 
 
 @pytest.mark.parametrize("name", PARTITIONS)
@@ -47,16 +64,15 @@ def test_no_image_is_held_by_two_clients_or_two_splits(name: str, stored: Callab
     task, results = run.task, stored(str(run.task.data))
     folder = partition(run.partition, results, task)
     table = pl.read_parquet(folder / "partition.parquet")
-    _, arrays = read_data(str(task.data), results)
-    twice = held_twice(table, arrays["train_x"], arrays["test_x"])
+    twice = held_twice(table, images_of(str(task.data), results))
     assert len(twice) <= REPEATED.get(str(task.data), 0), f"{len(twice)} images are held twice, such as {twice[0]}"
 
 
 def test_an_image_of_two_clients_or_two_splits_is_noticed() -> None:
-    images = np.arange(12, dtype=np.uint8).reshape(3, 2, 2)
+    x = np.arange(12, dtype=np.uint8).reshape(3, 2, 2)
     rows = [(0, "train", 0), (0, "validation", 1), (1, "train", 2), (1, "test", 0)]
     table = pl.DataFrame(rows, schema=["client", "split", "row"], orient="row")
-    assert held_twice(table, images, images + 100) == []
-    assert held_twice(table, images, images) == [{(0, "train"), (1, "test")}]
-    images[1] = images[0]
-    assert held_twice(table, images, images + 100) == [{(0, "train"), (0, "validation")}]
+    assert held_twice(table, images(x, x + 100)) == []
+    assert held_twice(table, images(x, x)) == [{(0, "train"), (1, "test")}]
+    x[1] = x[0]
+    assert held_twice(table, images(x, x + 100)) == [{(0, "train"), (0, "validation")}]
