@@ -26,8 +26,25 @@ from floral.nn.model import Model
 
 PLAIN = str(Path(__file__).with_name("plain.py"))
 EXACT = 1e-6
-SAMPLES = (2, 1)
-"""Training samples of the two clients. With batches of 2, each takes a step in each round, one with a short batch."""
+ROUNDS, BATCH = 3, 4
+SAMPLES = (4, 1)
+"""Training samples of the two clients. Each takes a step in each round, one of them with a short batch. The first has a
+held-out sample, without which some methods train a part of their model only."""
+TWO_STEPS = "fedavg", "fedavg_client_momentum", "fedavg_client_adam", "fedalt", "floral_1", "floral_1_personal"
+"""Variants that are compared where a client takes two steps in a round: local optimisers remember the first, and
+gates do not move before the second."""
+SAMPLES_OF: dict[str, tuple[int, ...]] = {
+    "fedlease": (6, 1, 1), "fedlease_trained_base": (6, 1, 1), **dict.fromkeys(TWO_STEPS, (6, 1))
+}  # fmt: skip
+"""Variant → training samples of the clients. FedLEASE finds no clusters among two clients."""
+STAGES: dict[str, dict[str, float]] = {
+    "fedlease": {"warmup": 0.3},
+    "hilora": {"warmup": 0.01, "root": 0.34, "cluster": 0.34},
+    "hilora_trained_base": {"root": 0.34, "cluster": 0.34},
+    "pfl_moe": {"after": 0.34},
+    "rolora": {"warmup": 0.3},
+}
+"""Variant → shares of the rounds with which three rounds have a round of each stage."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +94,8 @@ FIRST_WIDTH: dict[tuple[Network, int], float] = {}
 
 
 @cache
-def data_of(shape: tuple[int, ...]) -> Federation:
-    return make_data(SAMPLES, shape=shape)
+def data_of(shape: tuple[int, ...], sizes: tuple[int, ...]) -> Federation:
+    return make_data(sizes, shape=shape)
 
 
 @cache
@@ -102,8 +119,10 @@ def simulate(
         widths.add(width)
         return build(network, width)
 
+    data = data_of(network.shape, SAMPLES_OF.get(variant, SAMPLES))
     keys = {"kind": "mlp", "hidden": 5}  # `build_model` is used instead
-    return federation.simulate(variant, data_of(network.shape), model=keys, build_model=build_model, batch=2)
+    how = {"rounds": ROUNDS, "batch": BATCH, "participation": 1.0, "params": STAGES.get(variant)}
+    return federation.simulate(variant, data, model=keys, build_model=build_model, **how)
 
 
 def outcome(variant: str, network: Network, build: Callable[[Network, float], Model]) -> dict[str, torch.Tensor]:
@@ -111,7 +130,7 @@ def outcome(variant: str, network: Network, build: Callable[[Network, float], Mo
     widths: set[float] = set()
     simulation = simulate(variant, network, build, widths)
     assert (widths > {1.0}) == (variant in NEED_WIDTH)
-    state = train(simulation, 3)
+    state = train(simulation, ROUNDS)
     predictions = {f"predictions/{client}": t for client, t in enumerate(served(simulation, state))}
     return {**state.tensors(), **predictions}
 
