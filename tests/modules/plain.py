@@ -1,4 +1,4 @@
-"""Modules as people write them. The first two compute what the declared models of the same size compute."""
+"""Modules as people write them. The first three compute what the declared models of the same size compute."""
 
 from __future__ import annotations
 
@@ -29,22 +29,24 @@ def mlp(shape: Any, outputs: int, hidden: int = 5, batch_norm: bool = False, wid
 
 
 class Convolutions(nn.Module):
-    """The declared model `cnn` of 2 and 3 channels, for images of 14×14 pixels."""
+    """The declared model `cnn` for images of 14×14 pixels."""
 
-    def __init__(self, outputs: int, width: float) -> None:
+    def __init__(self, channels: list[int], hidden: int, outputs: int, batch_norm: bool) -> None:
         super().__init__()
-        first, second, hidden = (max(1, round(count * width)) for count in (2, 3, 4))
+        first, second = channels
         self.conv1, self.conv2 = nn.Conv2d(1, first, 5), nn.Conv2d(first, second, 3)
+        self.norm1, self.norm2 = (nn.BatchNorm2d(count) if batch_norm else nn.Identity() for count in channels)
         self.hidden, self.out = nn.Linear(second, hidden), nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
-        x = F.max_pool2d(F.relu(self.conv2(x)), 3)
+        x = F.max_pool2d(F.relu(self.norm1(self.conv1(x))), 2)
+        x = F.max_pool2d(F.relu(self.norm2(self.conv2(x))), 3)
         return self.out(F.relu(self.hidden(x.flatten(1))))
 
 
-def cnn(outputs: int, width: float = 1.0) -> nn.Module:
-    return Convolutions(outputs, width)
+def cnn(outputs: int, channels: list[int], hidden: int, batch_norm: bool = False, width: float = 1.0) -> nn.Module:
+    first, second, hidden = (max(1, round(count * width)) for count in (*channels, hidden))
+    return Convolutions([first, second], hidden, outputs, batch_norm)
 
 
 class ResidualBlock(nn.Module):
@@ -65,7 +67,7 @@ class ResidualBlock(nn.Module):
 
 
 class Residual(nn.Module):
-    """The declared model `resnet18`."""
+    """The declared model `resnet18`, with one block in each stage."""
 
     def __init__(self, channels: list[int], groups: int, outputs: int) -> None:
         super().__init__()
@@ -73,10 +75,8 @@ class Residual(nn.Module):
         self.stem_norm = nn.GroupNorm(groups, channels[0])
         inputs = channels[0]
         for stage, count in enumerate(channels, start=1):
-            for number in (1, 2):
-                stride = 2 if stage > 1 and number == 1 else 1
-                self.add_module(f"block{stage}_{number}", ResidualBlock(inputs, count, stride, groups))
-                inputs = count
+            self.add_module(f"block{stage}_1", ResidualBlock(inputs, count, 2 if stage > 1 else 1, groups))
+            inputs = count
         self.out = nn.Linear(inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,8 +86,8 @@ class Residual(nn.Module):
         return self.out(x.mean((-2, -1)))
 
 
-def resnet18(outputs: int, channels: list[int], groups: int) -> nn.Module:
-    return Residual(channels, groups, outputs)
+def resnet18(outputs: int, channels: list[int], groups: int, width: float = 1.0) -> nn.Module:
+    return Residual([groups * max(1, round(count // groups * width)) for count in channels], groups, outputs)
 
 
 class Small(nn.Module):

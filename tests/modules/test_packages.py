@@ -24,6 +24,8 @@ from floral.nn.model import Model
 PLAIN = Path(__file__).with_name("plain.py")
 WEIGHTS = Path(os.environ.get("FLORAL_DATA", "no folder")) / "efficientnet_lite0" / "model.safetensors"
 SIZES = (6, 3, 5)
+PAIR = (6, 3)
+"""Training samples of two clients, for tests of every method."""
 TOKENS = 6
 
 
@@ -42,13 +44,13 @@ def built_once(monkeypatch: pytest.MonkeyPatch) -> None:
 MODELS: dict[str, Model] = {}
 
 
-def table(variant: str, **how: Any) -> Simulation:
+def table(variant: str, sizes: tuple[int, ...] = SIZES, **how: Any) -> Simulation:
     """A residual network for tables, with batch norm and dropout."""
     package("rtdl_revisiting_models")
     arguments = {"d_in": 16, "d_out": CLASSES, "n_blocks": 1, "d_block": 6, "d_hidden_multiplier": 1.5,
                  "dropout1": 0.2, "dropout2": 0.0}  # fmt: skip
     model = {"kind": "module", "build": "rtdl_revisiting_models:ResNet", "arguments": arguments}
-    return simulate(variant, model=model, data=make_data(SIZES, shape=(16,)), **how)
+    return simulate(variant, model=model, data=make_data(sizes, shape=(16,)), **how)
 
 
 def text(variant: str, dropout: float = 0.1, **how: Any) -> Simulation:
@@ -89,9 +91,9 @@ NEED_WIDTH = {"fedavg_wide", "pfedmoe"}
 def test_every_method_trains_a_module_of_a_package(variant: str) -> None:
     if variant in NEED_WIDTH:
         with pytest.raises(ConfigError, match="has no argument `width`; give it one that multiplies the sizes"):
-            table(variant)
+            table(variant, PAIR)
     elif variant != "constant":
-        check_trained(table(variant))
+        check_trained(table(variant, PAIR))
 
 
 @pytest.mark.parametrize("variant", ["fedavg", "floral_1"])

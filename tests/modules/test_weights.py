@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from federations import FIRST, fitting, make_run, simulate, train
+from federations import FIRST, fitting, make_data, make_run, simulate, train
 from safetensors.torch import save_file
 
 from floral.config.reading import ConfigError
@@ -163,7 +163,7 @@ def test_the_hash_follows_the_content_of_the_file_and_not_its_path(tmp_path: Pat
 def test_every_method_understands_a_frozen_base(variant: str) -> None:
     """No group that clients train has the frozen parameters; only the head and the adaptors move."""
     model = "batch_norm" if fitting(variant) == "batch_norm" else "mlp"
-    simulation = simulate(variant, model=model, base="frozen")
+    simulation = simulate(variant, model=model, data=make_data((6, 3)), base="frozen")
     state = train(simulation, rounds=2)
     trained = {name for number in (1, 2) for phase in simulation.phases(number) for name in phase.train}
     names = {f"{group}/{name}" for group, params in state.values.items() for name in params if group in trained}
