@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,21 +79,33 @@ def k_means(points: Tensor, clusters: int) -> Tensor:
     return nearest
 
 
-def average_linkage(distances: Tensor, clusters: int) -> Tensor:
-    """Return the cluster [n] of each of n clients by agglomerative clustering of their distances [n, n].
+def average_linkage(distances: Tensor, numbers: Sequence[int]) -> list[Tensor]:
+    """Return the clusters [n] of n clients by agglomerative clustering of their distances [n, n], for several `numbers`
+    of clusters.
 
     At first, each client is a cluster. The two clusters with the smallest mean distance between their members are
-    joined until there are `clusters` clusters. Clusters are numbered in the order of their first members.
+    joined, again and again. Clusters are numbered in the order of their first members. The distances must be finite.
+
+    Costs: only the means of a new cluster are computed after a step, so n clients take about n² means.
     """
-    members = [[client] for client in range(len(distances))]
-    while len(members) > clusters:
-        pairs = [(a, b) for a in range(len(members)) for b in range(a)]
-        first, second = min(pairs, key=lambda pair: float(distances[members[pair[0]]][:, members[pair[1]]].mean()))
-        members[second] += members.pop(first)
-    labels = torch.empty(len(distances), dtype=torch.long, device=distances.device)
-    for cluster, clients in enumerate(sorted(members, key=min)):
-        labels[clients] = cluster
-    return labels
+    members = list(torch.arange(len(distances), device=distances.device).split(1))
+    means = distances.double().cpu().numpy().copy()
+    means[np.triu_indices_from(means)] = np.inf  # pair (a, b) of clusters stands in row a and column b < a
+    result = {}
+    while True:
+        if len(members) in numbers:
+            result[len(members)] = torch.empty(len(distances), dtype=torch.long, device=distances.device)
+            for cluster, clients in enumerate(sorted(members, key=lambda clients: int(clients.min()))):
+                result[len(members)][clients] = cluster
+        if len(members) <= min(numbers):
+            return [result[number] for number in numbers]
+        first, second = (int(at) for at in np.unravel_index(means.argmin(), means.shape))
+        members[second] = torch.cat([members[second], members.pop(first)])
+        means = np.delete(np.delete(means, first, 0), first, 1)
+        for cluster in range(len(members)):
+            if cluster != second:
+                a, b = max(cluster, second), min(cluster, second)
+                means[a, b] = float(distances[members[a]][:, members[b]].mean())
 
 
 def silhouette(distances: Tensor, labels: Tensor) -> float:
@@ -99,14 +114,15 @@ def silhouette(distances: Tensor, labels: Tensor) -> float:
     The silhouette of a client is (b - a)/max(a, b). a is its mean distance from the other clients of its cluster, and b
     the smallest mean distance from the clients of another cluster. It is 0 for the only client of a cluster.
     """
+    members = {label: (labels == label).nonzero()[:, 0] for label in labels.unique().tolist()}
     values = []
-    for client, label in enumerate(labels.tolist()):
-        same = (labels == label).nonzero()[:, 0]
+    for label, row in zip(labels.tolist(), distances, strict=True):
+        same = members[label]
         if len(same) == 1:
             values.append(0.0)
             continue
-        inside = float(distances[client, same].sum() / (len(same) - 1))
-        outside = min(float(distances[client, labels == c].mean()) for c in labels.unique().tolist() if c != label)
+        inside = float(row[same].sum() / (len(same) - 1))
+        outside = min(float(row[clients].mean()) for other, clients in members.items() if other != label)
         values.append((outside - inside) / max(outside, inside, 1e-30))
     return sum(values) / len(values)
 
@@ -120,5 +136,5 @@ def best_linkage(distances: Tensor, most: int) -> Tensor:
     count = len(distances)
     if most < 2 or count < 3 or not distances.isfinite().all():
         return torch.zeros(count, dtype=torch.long, device=distances.device)
-    options = [average_linkage(distances, clusters) for clusters in range(2, min(most, count - 1) + 1)]
+    options = average_linkage(distances, range(2, min(most, count - 1) + 1))
     return max(options, key=lambda labels: silhouette(distances, labels))

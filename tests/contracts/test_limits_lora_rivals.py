@@ -316,12 +316,25 @@ def test_the_number_of_clusters_follows_from_the_silhouette():
     assert not best_linkage(torch.zeros(2, 2), 8).any() and not best_linkage(torch.full((5, 5), torch.nan), 8).any()
 
 
+def test_average_linkage_is_that_of_scipy():
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import squareform
+
+    points = torch.randn(30, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    tree = linkage(squareform(distances.numpy()), "average")
+    numbers = (3, 2, 9)
+    for number, labels in zip(numbers, average_linkage(distances, numbers), strict=True):
+        expected = torch.from_numpy(fcluster(tree, number, "maxclust"))
+        assert len(labels.unique()) == number
+        assert torch.equal(labels[:, None] == labels, expected[:, None] == expected)
+
+
 def test_silhouettes_are_those_of_scikit_learn():
     from sklearn.metrics import silhouette_score
 
     points = torch.randn(20, 3, generator=torch.Generator().manual_seed(3))
     distances = torch.cdist(points, points)
-    for clusters in (2, 3, 7):
-        labels = average_linkage(distances, clusters)
+    for labels in average_linkage(distances, (2, 3, 7)):
         expected = silhouette_score(distances.numpy(), labels.numpy(), metric="precomputed")
         assert silhouette(distances, labels) == pytest.approx(float(expected), abs=1e-6)
