@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import gc
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from threading import RLock
 from typing import Any
 
@@ -64,6 +66,22 @@ class Captured:
             return unflatten(result_structure, iter(results))
 
 
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Switch off Python's collection of cyclic garbage inside a `with` block, or in a decorated function.
+
+    A recording makes many small objects. For them, Python would search all objects of the process several times.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@no_garbage_collection()
 def record(
     function: Callable[..., Any], structure: Any, inputs: list[Tensor], graphs: Graphs | None
 ) -> tuple[Callable[..., Any] | Graph, Any]:
