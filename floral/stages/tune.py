@@ -84,7 +84,7 @@ def tune(search: Search, results: Path, *, device: str, backend: str, threads: i
 def result_of_equal_trial(
     search: Search, configuration: Configuration | None, seed: int, record: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """Return the result of the trial with the untuned values if this candidate has the same values, otherwise None."""
+    """Return the result with the untuned values if this candidate has the same values. Otherwise, return None."""
     candidate, default = search.trial(seed, configuration), search.trial(seed)
     if configuration is None or (candidate.rates, candidate.variant.params) != (default.rates, default.variant.params):
         return None

@@ -260,8 +260,8 @@ def said(folder: Path) -> list[tuple[int, tuple[tuple[str, str, float], ...]]]:
     return [(evaluated.round, evaluated.metrics) for evaluated in segments.read(folder)]
 
 
-def test_a_scheduler_s_signal_leaves_a_checkpoint_and_the_code_that_asks_to_be_continued(results, undisturbed):
-    """SIGUSR1. tests/cluster/test_warm_start.py sends SIGTERM."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_scheduler_s_signal_leaves_a_checkpoint_and_the_code_that_asks_to_be_continued(results, undisturbed, number):
     run, study = tiny_run(), undisturbed / "study"
     folder, other = results / run.folder, undisturbed / "results" / run.folder
     process = training(results, study)
@@ -269,7 +269,7 @@ def test_a_scheduler_s_signal_leaves_a_checkpoint_and_the_code_that_asks_to_be_c
         assert process.poll() is None
         time.sleep(0.01)
     before, spent = children_seconds(), sum(psutil.Process(process.pid).cpu_times()[:2])
-    process.send_signal(signal.SIGUSR1)
+    process.send_signal(number)
     said, _ = process.communicate(timeout=60)
     assert children_seconds() - before - spent < 5, "5 s of its own, on however busy a machine"
     assert process.returncode == main.CONTINUE == 75, said

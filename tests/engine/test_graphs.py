@@ -5,7 +5,7 @@ from __future__ import annotations
 import federations
 import pytest
 import torch
-from federations import OF_EACH_KIND, simulate, train
+from federations import FIRST, OF_EACH_KIND, simulate, train
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from floral.core.spec import Refused
@@ -14,15 +14,13 @@ from floral.engine.capture.recorder import Recorder
 from floral.engine.graphs import Graphs, load
 from floral.engine.state import start
 
-SPECIAL = ("scaffold", "flow", "hilora", "fedalt", "pfedme", "pfedhn")
-"""Control variates, two networks in one step, groups of clients, gates per sample, inner steps, and a hypernetwork."""
-TRAINED = [*OF_EACH_KIND, *SPECIAL]
+TRAINED = [variant for variant in FIRST.values() if simulate(variant).method.phases != ()]
 CASES = [(variant, None) for variant in TRAINED] + [
     (variant, model)
     for variant in ("fedavg", "floral_1", "local_adaptor")
     for model in ("cnn", "batch_norm", "dropout")
 ]
-"""Variants on a model that they can do, and some on the others."""
+"""A variant of every method that trains, on a model that it can do, and some on the others."""
 
 
 def stand_in(function):

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from federations import CPU, OF_EACH_KIND, simulate, train
+from federations import CPU, FIRST, OF_EACH_KIND, simulate, train
 
 from floral.config.reading import ConfigError
 from floral.core.precision import PRECISIONS
@@ -19,8 +19,7 @@ from floral.stages.choose_execution import configure_device, resolve_execution
 TOLERANCE = 0.05
 """Of a group's movement in two rounds, in the Euclidean norm: bfloat16 has 8 bits of mantissa, each step some products
 in a row, and gradients that partly cancel. Errors found are 0.2 to 2 %."""
-PLAIN = [*OF_EACH_KIND, "fedalt", "fedpara", "flow", "fedmix", "hilora"]
-"""Methods with products of their own: gates, factors, several networks."""
+PLAIN = [variant for variant in FIRST.values() if simulate(variant).method.phases != ()]
 MODELS = [("fedavg", "cnn"), ("floral_1", "cnn"), ("local_adaptor", "cnn"), ("floral_1", "batch_norm")]
 
 

@@ -339,11 +339,11 @@ def test_make_ui_server_says_what_to_set(store: str, said: str) -> None:
     assert said in stopped.stdout
 
 
-def test_16_runs_reach_a_server_over_postgresql_that_stalls_dies_and_comes_back(
+def test_64_runs_reach_a_server_over_postgresql_that_stalls_dies_and_comes_back(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Four of them while they train; all end together, and two minutes later all are there, once."""
-    runs = [Training(tmp_path, seed) for seed in range(16)]
+    runs = [Training(tmp_path, seed) for seed in range(64)]
     early, keys = runs[:4], {str(training.run.folder) for training in runs[:4]}
     with following([training.run for training in runs], tmp_path, server.uri):
         for training in early:
